@@ -1,0 +1,1 @@
+"""The contract between producers and workers: messages, keys, errors and the transitions. All that a worker imports."""

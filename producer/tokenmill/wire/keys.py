@@ -1,0 +1,105 @@
+"""Every key name and every lifetime, with unit and reason. Pure functions of (queue, partition); knows no Redis.
+
+All keys of a partition share the hash tag `{<queue>.<partition>}`: one slot, so one script can touch them all.
+"""
+
+import binascii
+from dataclasses import dataclass
+from enum import StrEnum
+
+PREFIX = "tm:"
+GROUP = "w"  # the one consumer group on every lane
+
+RESULT_TTL_S = 86_400  # a final job and its result stream: a day, so that a reader may come back tomorrow morning
+LEASE_TTL_MS = 15_000  # a worker silent for this long is taken over; renewed every third of it
+WORKER_INFO_TTL_MS = 3 * LEASE_TTL_MS  # outlives the lease, so that who reaps can still say what it reaped
+CANCEL_TTL_S = 3_600  # cancel requests for one worker; outlives any lease, dies with a worker that never read it
+GROUP_TTL_S = 7 * 86_400  # counts and fan-in of a bulk run: a week, a run may be looked at after a holiday
+DEAD_MAXLEN = 10_000  # dead letters kept; entries, approximate
+MAX_DEPTH = 1_000_000  # entries on one lane before submit answers busy
+MAX_BODY_BYTES = 1 << 20  # a larger body is refused
+MAX_JOBS_PER_CALL = 100  # jobs one script call may touch: bounds how long the server is blocked
+
+
+class Lane(StrEnum):
+    """The lanes of a partition in the order workers read them; the quarantine lane is read apart."""
+
+    RESUME = "0"  # drained, reaped and retried jobs: they were first once already
+    HIGH = "1"
+    NORMAL = "2"
+    BULK = "3"
+    QUARANTINE = "q"
+
+
+PRIORITY_LANES = {"high": Lane.HIGH, "normal": Lane.NORMAL, "bulk": Lane.BULK}
+FETCH_ORDER = (Lane.RESUME, Lane.HIGH, Lane.NORMAL, Lane.BULK)
+
+
+def partition_of(request_id: str, partitions: int) -> int:
+    """crc16 as Redis Cluster has it (CCITT, XMODEM), so that any language's cluster client has it at hand."""
+    return binascii.crc_hqx(request_id.encode(), 0) % partitions
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names of one partition of one queue."""
+
+    queue: str = "default"
+    partition: int = 0
+
+    @property
+    def tag(self) -> str:
+        return f"{PREFIX}{{{self.queue}.{self.partition}}}:"
+
+    def lane(self, lane: Lane) -> str:
+        """Stream: the backlog, and through its group the ledger of who holds what."""
+        return f"{self.tag}in:{lane.value}"
+
+    def job(self, request_id: str) -> str:
+        """Hash: the truth about one request."""
+        return f"{self.tag}j:{request_id}"
+
+    def result(self, request_id: str) -> str:
+        """Stream: deltas, then one terminal entry."""
+        return f"{self.tag}r:{request_id}"
+
+    @property
+    def workers(self) -> str:
+        """Zset: worker -> end of its lease, server ms."""
+        return f"{self.tag}wk"
+
+    @property
+    def dead_workers(self) -> str:
+        """Zset: workers being reaped."""
+        return f"{self.tag}wk:dead"
+
+    def worker_info(self, worker: str) -> str:
+        """Hash: model, limits, fingerprint, statistics; WORKER_INFO_TTL_MS."""
+        return f"{self.tag}wi:{worker}"
+
+    def cancels(self, worker: str) -> str:
+        """Set: ids that this worker shall drop; CANCEL_TTL_S."""
+        return f"{self.tag}cx:{worker}"
+
+    @property
+    def deadlines(self) -> str:
+        """Zset: id -> deadline of an unfinished job, server ms."""
+        return f"{self.tag}dl"
+
+    @property
+    def not_before(self) -> str:
+        """Zset: id -> time before which it is not queued, server ms."""
+        return f"{self.tag}at"
+
+    def group(self, group: str) -> str:
+        """Hash: counts of a group of requests; GROUP_TTL_S."""
+        return f"{self.tag}g:{group}"
+
+    def group_done(self, group: str) -> str:
+        """Stream: one entry per finished request of the group; GROUP_TTL_S."""
+        return f"{self.tag}gd:{group}"
+
+    @property
+    def dead(self) -> str:
+        """Stream: dead letters, about DEAD_MAXLEN of them."""
+        return f"{self.tag}dead"

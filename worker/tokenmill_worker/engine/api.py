@@ -1,0 +1,245 @@
+"""The engine's vocabulary: what goes in, what comes out. Plain frozen values; no torch, no IO."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "expired", "error"]
+
+
+class EngineError(Exception):
+    """Anything the engine refuses to do, with what to do about it in the message.
+
+    EngineError
+    ├── InvalidRequestError   this request can never run as asked (its own fault, nobody else's)
+    └── ModelError            this model cannot be loaded or run packed
+    """
+
+
+class InvalidRequestError(EngineError):
+    """`param` names the field at fault, `code` is stable for programs, str() is for people."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ModelError(EngineError):
+    """The model cannot be found, loaded, or run in a packed row; the message gives the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request draws its tokens. Invalid values raise InvalidRequestError at construction.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token; `min_p` drops tokens less likely than
+    `min_p` times the likeliest. `logprobs` None: none; k: the chosen token's and the k likeliest tokens'
+    log-probabilities under the raw distribution. `seed` None: derived from the request id.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 256
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    n: int = 1
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _in_range("temperature", self.temperature, 0.0, 100.0)
+        _in_range("top_p", self.top_p, 0.0, 1.0, exclude_low=True)
+        _in_range("min_p", self.min_p, 0.0, 1.0)
+        _in_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, exclude_low=True)
+        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _at_least("top_k", self.top_k, 0)
+        _at_least("max_tokens", self.max_tokens, 1)
+        _at_least("n", self.n, 1)
+        _at_least("min_tokens", self.min_tokens, 0)
+        if self.min_tokens > self.max_tokens:
+            raise InvalidRequestError("min_tokens must not exceed max_tokens", param="min_tokens")
+        if self.logprobs is not None:
+            _in_range("logprobs", self.logprobs, 0, 20)
+        if any(not stop for stop in self.stop):
+            raise InvalidRequestError("stop strings must not be empty", param="stop")
+        for bias in self.logit_bias.values():
+            _in_range("logit_bias", bias, -100.0, 100.0)
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+def _in_range(param: str, value: float, low: float, high: float, *, exclude_low: bool = False) -> None:
+    if math.isnan(value) or not low <= value <= high or (exclude_low and value == low):
+        bracket = "(" if exclude_low else "["
+        raise InvalidRequestError(f"{param} must be in {bracket}{low:g}, {high:g}], got {value}", param=param)
+
+
+def _at_least(param: str, value: int, low: int) -> None:
+    if value < low:
+        raise InvalidRequestError(f"{param} must be at least {low}, got {value}", param=param)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What to load and how much of it to run at once.
+
+    `model`: hub id, local folder, GGUF file, `smollm2`, or `echo` (`echo?step_ms=20` paces its steps).
+    `max_num_seqs`: rows in flight. `max_num_batched_tokens`: tokens in one packed row, prefill chunks included.
+    `kv_cache_tokens`: size of the paged KV pool in tokens; None sizes it from free memory.
+    `max_model_len`: longest prompt plus completion, in tokens; None takes the model's own limit.
+    """
+
+    model: str = "smollm2"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_model_len: int | None = None
+    kv_cache_tokens: int | None = None
+    enable_prefix_caching: bool = True
+    attention_backend: Literal["auto", "reference", "sdpa"] = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural-log probabilities at one position: the chosen token's, and the likeliest tokens' as (id, logprob)."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request, over all its choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why one row failed; its neighbours are untouched."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """News of one choice of one request after one step.
+
+    `token_ids[i]` has the text `texts[i]`: joined, they are the delta. A token is told only when its text is final
+    (whole UTF-8, no possible prefix of a stop string), so an event may hold several tokens or, when a choice ends
+    without a new one, none. `offset` counts the tokens of this choice told before this event.
+    `finish_reason` is set on a choice's last event, `usage` on the request's last event and nowhere else.
+    """
+
+    request_id: str
+    index: int
+    offset: int
+    token_ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    logprobs: tuple[Logprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: RowError | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedChoice:
+    """What an earlier worker already told of one choice; a continued request tells nothing of it again."""
+
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One request as the engine takes it. `priority`: lower runs first. `resume`: one entry per choice, or empty."""
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    priority: int = 0
+    resume: tuple[ResumedChoice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished choice. `token_ids` include the stop token, `text` does not and ends before a stop string."""
+
+    index: int
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    logprobs: list[Logprobs]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOutput:
+    """One finished request. The properties speak of the first choice; `choices` has all n."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    choices: list[Completion]
+    usage: Usage
+    error: RowError | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.choices[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[Logprobs]:
+        return self.choices[0].logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the engine can admit right now: free rows, and tokens' worth of free pages (0 rows: nothing)."""
+
+    num_rows: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """One immutable look at the engine; the source of metrics, `queue --json` and tests. Counters only grow."""
+
+    num_waiting: int
+    num_running: int
+    num_steps: int
+    num_free_pages: int
+    num_pages: int
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_cached_tokens: int
+    num_preemptions: int
+    num_finished: int

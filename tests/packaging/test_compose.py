@@ -1,0 +1,93 @@
+"""What compose.yaml and .env promise, read from the files themselves. Starts no container; `make images-check` does."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tokenmill_worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+WORKERS = ("worker-cpu", "worker-gpu")
+
+Service = dict[str, Any]  # any: YAML
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Service]:
+    document: dict[str, dict[str, Service]] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return document["services"]
+
+
+def seconds(duration: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)(s|m)", duration).groups()  # type: ignore[union-attr]  # no match: a failed test
+    return int(number) * {"s": 1, "m": 60}[unit]
+
+
+def env_file() -> dict[str, str]:
+    lines = (ROOT / ".env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_a_plain_up_starts_the_server_and_the_worker_that_runs_anywhere(services: dict[str, Service]) -> None:
+    active = set(env_file()["COMPOSE_PROFILES"].split(","))
+    started = {name for name, service in services.items() if active & set(service.get("profiles", active))}
+    assert started == {"redis", "worker-cpu"}
+
+
+def test_only_the_gpu_worker_reserves_a_device(services: dict[str, Service]) -> None:
+    assert {name for name, service in services.items() if "deploy" in service} == {"worker-gpu"}
+    (device,) = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_is_killed_only_after_its_drain_time(services: dict[str, Service], name: str) -> None:
+    drain_timeout_s = WorkerSettings.model_fields["drain_timeout_s"].default
+    assert seconds(services[name]["stop_grace_period"]) >= drain_timeout_s + 10
+
+
+@pytest.mark.parametrize("name", [*WORKERS, "tokenmill"])
+def test_every_client_of_the_server_waits_until_it_is_healthy(services: dict[str, Service], name: str) -> None:
+    assert services[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+    assert "healthcheck" in services["redis"]
+
+
+def test_every_container_is_hardened(services: dict[str, Service]) -> None:
+    for name, service in services.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_long_running_services_come_back_and_commands_do_not(services: dict[str, Service]) -> None:
+    assert {name: service["restart"] for name, service in services.items()} == {
+        "redis": "unless-stopped",
+        "worker-cpu": "unless-stopped",
+        "worker-gpu": "unless-stopped",
+        "tokenmill": "no",
+    }
+
+
+def test_no_port_is_open_beyond_this_host(services: dict[str, Service]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports == ["127.0.0.1:6379:6379"]
+
+
+def test_the_queue_outlives_its_container(services: dict[str, Service]) -> None:
+    assert "queue:/data" in services["redis"]["volumes"]
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_is_configured_by_settings_that_exist(services: dict[str, Service], name: str) -> None:
+    known = {f"TOKENMILL_{field.upper()}" for field in WorkerSettings.model_fields}
+    assert set(services[name]["environment"]) <= known
+
+
+def test_the_server_refuses_to_forget() -> None:
+    lines = (ROOT / "configs" / "redis.conf").read_text().splitlines()
+    settings = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
+    assert settings["appendonly"] == "yes"
+    assert settings["appendfsync"] == "everysec"
+    assert settings["maxmemory-policy"] == "noeviction"

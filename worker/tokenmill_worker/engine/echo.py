@@ -1,0 +1,213 @@
+"""A deterministic fake language model on numpy: the next token is a hash of the prefix. Knows no weights and no torch.
+
+Everything around it is real, so queue tests and benchmarks run the engine itself. Its memory is a rolling hash per KV
+slot, written to and read back through the page table: a wrong page, a lost copy or a stale prefix changes the output.
+Tokens are bytes. The text has characters of one to four bytes, so streams split them often; it never ends by itself.
+"""
+
+import time
+from collections.abc import Sequence
+from urllib.parse import parse_qsl
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill_worker.engine.api import EngineConfig, Logprobs, ModelError, RowError, SamplingParams
+from tokenmill_worker.engine.batch import PAGE_SIZE, Loaded, PackedBatch, Sampled, SampleRow
+from tokenmill_worker.engine.pages import num_pages_for
+from tokenmill_worker.engine.uniform import mix64s, uniforms
+
+VOCAB_SIZE = 256
+_MAX_MODEL_LEN = 8192
+_KV_CACHE_TOKENS = 65536
+
+Words = NDArray[np.uint64]
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# First bytes of a character: mostly ASCII, else of two, three and four bytes. After each of them every continuation
+# byte from 0x90 on makes valid UTF-8.
+_FIRST = np.frombuffer(b"      aaeeeiinoorrsstdlucm,.\xc3\xc3\xd0\xe2\xe6\xf0", dtype=np.uint8)
+_NEXT = np.arange(0x90, 0xC0, dtype=np.uint8)
+_LENGTH = np.ones(VOCAB_SIZE, dtype=np.int64)  # of a character, by its first byte; 0: a continuation byte
+_LENGTH[0x80:0xC0] = 0
+_LENGTH[0xC0:0xE0], _LENGTH[0xE0:0xF0], _LENGTH[0xF0:0xF8] = 2, 3, 4
+_NUM_CANDIDATES = 8
+
+
+class EchoTokenizer:
+    """UTF-8 bytes are the tokens."""
+
+    vocab_size = VOCAB_SIZE
+    eos_token_ids: frozenset[int] = frozenset()
+    has_chat_template = True
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", "replace"))
+
+    def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        turns = "".join(f"<{message['role']}>: {message['content']}\n" for message in messages)
+        return self.encode(f"{turns}<assistant>: ")
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode("utf-8", "replace")
+
+
+class EchoRunner:
+    """Runs packed batches on a pool of hashes. `step_s`: how long a step takes at least."""
+
+    vocab_size = VOCAB_SIZE
+    fingerprint = "echo-1"
+
+    def __init__(self, *, num_pages: int, max_model_len: int = _MAX_MODEL_LEN, step_s: float = 0.0) -> None:
+        self.num_pages = num_pages
+        self.max_model_len = max_model_len
+        self._step_s = step_s
+        self._state: Words = np.zeros(num_pages * PAGE_SIZE, dtype=np.uint64)  # hash of the tokens up to this one
+        self._token = np.zeros(num_pages * PAGE_SIZE, dtype=np.uint8)
+
+    def run(self, batch: PackedBatch) -> list[Sampled]:
+        if self._step_s:
+            time.sleep(self._step_s)
+        self._copy_pages(batch)
+        self._store(batch)
+        if not batch.samples:
+            return []
+        return sample(self._logits(batch), batch.samples)
+
+    def _copy_pages(self, batch: PackedBatch) -> None:
+        for source, target in batch.page_copies:
+            for pool in (self._state, self._token):
+                pages = pool.reshape(-1, PAGE_SIZE)
+                pages[target] = pages[source]
+
+    def _store(self, batch: PackedBatch) -> None:
+        """state[i] = state[i - 1] + hash(token i, i), all rows at once: a sum over the run, less what is not theirs."""
+        rows = np.arange(batch.num_rows)
+        starts, lengths = batch.row_starts[:-1], np.diff(batch.row_starts)
+        hashes = mix64s((batch.token_ids.astype(np.uint64) << np.uint64(32)) + batch.positions.astype(np.uint64))
+        sums = np.cumsum(hashes)
+        first = batch.positions[starts]
+        before = np.where(first > 0, self._state[self._slots(batch, rows, np.maximum(first - 1, 0))], np.uint64(0))
+        self._state[batch.slots] = sums + np.repeat(before - (sums[starts] - hashes[starts]), lengths)
+        self._token[batch.slots] = batch.token_ids
+
+    def _slots(self, batch: PackedBatch, rows: Indices, positions: Indices) -> Indices:
+        """Where the row's pages hold these positions."""
+        pages: Indices = batch.page_ids[batch.page_starts[rows] + positions // PAGE_SIZE].astype(np.int64)
+        slots: Indices = pages * PAGE_SIZE + positions % PAGE_SIZE
+        return slots
+
+    def _logits(self, batch: PackedBatch) -> Floats:
+        """[S, 256]: eight likely bytes that continue valid UTF-8, the others far below."""
+        rows = np.array([sample.row for sample in batch.samples])
+        last = batch.context_lens[rows].astype(np.int64) - 1
+        word = self._state[self._slots(batch, rows, last)]
+        anywhere = (mix64s(last.astype(np.uint64)) % (last + 1).astype(np.uint64)).astype(np.int64)
+        word = mix64s(word ^ mix64s(self._state[self._slots(batch, rows, anywhere)]))  # every page is read in time
+        logits = np.tile(-30.0 - np.arange(VOCAB_SIZE) / VOCAB_SIZE, (len(rows), 1))
+        is_inside = self._is_inside_character(batch, rows, last)
+        for rank in range(_NUM_CANDIDATES):
+            word = mix64s(word + np.uint64(rank + 1))
+            byte = np.where(is_inside, _NEXT[word % np.uint64(len(_NEXT))], _FIRST[word % np.uint64(len(_FIRST))])
+            logits[np.arange(len(rows)), byte] = 4.0 - rank / 2 + (word >> np.uint64(40)) * 2.0**-25
+        return logits
+
+    def _is_inside_character(self, batch: PackedBatch, rows: Indices, last: Indices) -> NDArray[np.bool_]:
+        """Do the last tokens begin a character without ending it?"""
+        is_inside = np.zeros(len(rows), dtype=np.bool_)
+        is_tail = np.ones(len(rows), dtype=np.bool_)  # only continuation bytes were seen so far
+        for back in range(3):
+            byte = self._token[self._slots(batch, rows, np.maximum(last - back, 0))]
+            is_inside |= is_tail & (last >= back) & (_LENGTH[byte] > back + 1)
+            is_tail &= _LENGTH[byte] == 0
+        return is_inside
+
+
+def sample(logits: Floats, rows: Sequence[SampleRow]) -> list[Sampled]:
+    """One draw per row of [S, V] logits, by one uniform each; a row with a non-finite logit draws nothing."""
+    is_finite: NDArray[np.bool_] = np.isfinite(logits).all(axis=1, keepdims=True)
+    raw = logits - _logsumexp(np.where(np.isfinite(logits), logits, 0.0))
+    adjusted = logits.copy()
+    for index, row in enumerate(rows):
+        _adjust(adjusted[index], row)
+    tokens = _draw(np.where(is_finite, adjusted, 0.0), rows)
+    fault = Sampled(error=RowError("non_finite_logits", "the model gave a logit that is not a number"))
+    return [
+        Sampled(token, _logprobs(raw[index], token, row.params.logprobs)) if is_finite[index, 0] else fault
+        for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True))
+    ]
+
+
+def _adjust(logits: Floats, row: SampleRow) -> None:
+    """Penalties, bias and bans of one row, in place on [V]."""
+    params = row.params
+    if params.repetition_penalty != 1.0:
+        seen = np.union1d(row.prompt_token_ids, row.output_token_ids)
+        values = logits[seen]
+        logits[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if params.presence_penalty or params.frequency_penalty:
+        counts = np.bincount(row.output_token_ids, minlength=len(logits))
+        logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+    for token_id, bias in params.logit_bias.items():
+        logits[token_id] += bias
+    logits[list(row.banned_token_ids)] = -np.inf
+
+
+def _draw(logits: Floats, rows: Sequence[SampleRow]) -> Indices:
+    """The first token, from the likeliest on (equals: by lower id), at which the cumulative probability exceeds u."""
+    tokens: Indices = logits.argmax(axis=1)
+    drawn = [index for index, row in enumerate(rows) if not row.params.is_greedy]
+    if not drawn:
+        return tokens
+    params = [rows[index].params for index in drawn]
+    order = np.argsort(-logits[drawn], axis=1, kind="stable")
+    scaled = np.take_along_axis(logits[drawn], order, axis=1) / _column([p.temperature for p in params])
+    probabilities = _kept(np.exp(scaled - _logsumexp(scaled)), params)
+    cumulative = np.cumsum(probabilities, axis=1)
+    u = uniforms([rows[index].seed for index in drawn], [rows[index].position for index in drawn])
+    chosen = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1)
+    tokens[drawn] = order[np.arange(len(drawn)), np.minimum(chosen, (probabilities > 0).sum(axis=1) - 1)]
+    return tokens
+
+
+def _kept(probabilities: Floats, params: Sequence[SamplingParams]) -> Floats:
+    """Zero for what top_k, top_p and min_p drop of [S, V], sorted from the likeliest on; the first always stays."""
+    rank = np.arange(probabilities.shape[1])
+    before = np.cumsum(probabilities, axis=1) - probabilities
+    keep = rank < _column([p.top_k or VOCAB_SIZE for p in params])
+    keep &= before < _column([p.top_p if p.top_p < 1.0 else np.inf for p in params])
+    keep &= probabilities >= _column([p.min_p for p in params]) * probabilities[:, :1]
+    return np.where(keep | (rank == 0), probabilities, 0.0)
+
+
+def _logprobs(raw: Floats, token_id: int, num_top: int | None) -> Logprobs | None:
+    if num_top is None:
+        return None
+    top = np.argsort(-raw, kind="stable")[:num_top].tolist()
+    return Logprobs(float(raw[token_id]), tuple((token, float(raw[token])) for token in top))
+
+
+def _logsumexp(logits: Floats) -> Floats:
+    top = logits.max(axis=1, keepdims=True)
+    total: Floats = top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+    return total
+
+
+def _column(values: Sequence[float]) -> Floats:
+    return np.array(values, dtype=np.float64)[:, None]
+
+
+def load(config: EngineConfig) -> Loaded:
+    """`echo`, with options as in a URL: `echo?step_ms=20&max_model_len=512`. Raises ModelError for others."""
+    options = dict(parse_qsl(config.model.partition("?")[2]))
+    try:
+        step_ms = float(options.pop("step_ms", 0.0))
+        max_model_len = int(options.pop("max_model_len", _MAX_MODEL_LEN))
+    except ValueError as error:
+        raise ModelError(f"{config.model}: {error}") from error
+    if options or step_ms < 0 or max_model_len < 2:
+        raise ModelError(f"{config.model}: the echo model has the options step_ms >= 0 and max_model_len >= 2")
+    num_pages = num_pages_for(config.kv_cache_tokens or max(max_model_len, _KV_CACHE_TOKENS))
+    runner = EchoRunner(num_pages=num_pages, max_model_len=max_model_len, step_s=step_ms / 1000)
+    return Loaded(runner, EchoTokenizer(), {})

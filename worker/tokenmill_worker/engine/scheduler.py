@@ -1,0 +1,268 @@
+"""Which sequences get how many tokens of the next step. No phases: stored tokens chase known tokens. Knows no text."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import NamedTuple
+
+from tokenmill_worker.engine.batch import PAGE_SIZE
+from tokenmill_worker.engine.pages import Pages, num_pages_for
+from tokenmill_worker.engine.sequence import Sequence
+
+_by_rank = attrgetter("rank")
+
+
+class Scheduled(NamedTuple):
+    """`num_tokens` of `sequence`, from its n_done on, take part in a step.
+
+    `is_sampled`: they reach the end of the known tokens, so the step draws the next one.
+    """
+
+    sequence: Sequence
+    num_tokens: int
+    is_sampled: bool
+
+
+class _Step:
+    """The step being put together: who is in it, and how much of the token budget is left."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.num_preempted = 0
+        self.num_tokens: dict[Sequence, int] = {}  # in the order of packing
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        self.num_tokens[sequence] = num_tokens
+        self.budget -= num_tokens
+
+    def remove(self, sequence: Sequence) -> None:
+        self.num_preempted += 1
+        self.budget += self.num_tokens.pop(sequence, 0)
+
+    def rows(self) -> list[Scheduled]:
+        return [Scheduled(row, num_tokens, num_tokens == row.num_wanted) for row, num_tokens in self.num_tokens.items()]
+
+
+class Scheduler:
+    """Sequences wait or run; both lists are kept in rank order (priority, then arrival, then choice).
+
+    Every step serves, in this order, decoding rows, running prefills and newcomers. When pages run out, the last in
+    rank gives its pages back and waits again with all its tokens (preemption by recompute), so the first in rank always
+    gets on: a sequence that fits the pool alone always finishes.
+    """
+
+    def __init__(self, pages: Pages, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.pages = pages
+        self.max_num_batched_tokens = max_num_batched_tokens
+        # No more rows than tokens in a step: a decoding row is never left out of one.
+        self.max_num_rows = min(max_num_seqs, max_num_batched_tokens)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0  # tokens that the prefix cache saved, over all admissions
+        self._observed_output: float | None = None  # tokens, exponentially weighted mean of finished outputs
+
+    # In and out
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_by_rank)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget it, wherever it is; a sequence that is nowhere any more is no error."""
+        if sequence.is_running:
+            self._stop_running(sequence)
+        elif self._is_waiting(sequence):
+            del self.waiting[bisect_left(self.waiting, sequence.rank, key=_by_rank)]
+
+    def finish(self, sequence: Sequence) -> None:
+        """It has all its tokens. Its length teaches what to expect of others."""
+        length = sequence.num_output_tokens
+        mean = self._observed_output
+        self._observed_output = length if mean is None else mean + 0.1 * (length - mean)
+        self.remove(sequence)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Undo `_admit`: out of the batch, pages given back. Its tokens stay, so coming back is an ordinary prefill."""
+        self._stop_running(sequence)
+        self.add(sequence)
+        self.num_preemptions += 1
+
+    # One step
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step's rows, at most max_num_batched_tokens tokens in all. Empty only when nothing waits or runs."""
+        step = _Step(self.max_num_batched_tokens)
+        decoding = [sequence for sequence in self.running if sequence.num_wanted == 1]
+        prefilling = [sequence for sequence in self.running if sequence.num_wanted > 1]
+        for sequence in decoding + prefilling:
+            self._continue(sequence, step)
+        while self._can_admit(step):
+            self._admit(self.waiting[0], step)
+        return step.rows()
+
+    def commit(self, row: Scheduled) -> None:
+        """The step ran: the row's tokens are stored. Called before its sampled token is appended."""
+        sequence = row.sequence
+        sequence.n_done += row.num_tokens
+        if sequence.copy_source is not None:
+            self._end_copy(sequence)
+        if sequence.n_done // PAGE_SIZE > sequence.n_remembered:
+            self._remember_full_pages(sequence)
+
+    def _continue(self, sequence: Sequence, step: _Step) -> None:
+        num_tokens = min(sequence.num_wanted, step.budget)
+        if sequence.is_running and num_tokens and self._make_room(sequence, num_tokens, step):
+            step.add(sequence, num_tokens)
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, step: _Step) -> bool:
+        """Give it pages for the step, at the cost of the last in rank. False: that was the sequence itself."""
+        missing = num_pages_for(sequence.n_done + num_tokens) - sequence.num_pages
+        if missing <= 0:
+            return True
+        while missing > self.pages.num_free:
+            victim = self.running[-1]
+            self.preempt(victim)
+            step.remove(victim)
+            if victim is sequence:
+                return False
+        sequence.add_pages(self.pages.allocate(missing))
+        return True
+
+    # Admission
+
+    def _can_admit(self, step: _Step) -> bool:
+        """Is there a row, a token and enough pages for the first in the queue? No later one ever passes it over."""
+        if not self.waiting or not step.budget or len(self.running) >= self.max_num_rows:
+            return False
+        if step.num_preempted and step.num_tokens:  # what was just put out would come straight back
+            return False
+        return not self.running or self._num_pages_to_reserve(self.waiting[0]) <= self.num_unpromised_pages()
+
+    def _admit(self, sequence: Sequence, step: _Step) -> None:
+        """From waiting to running, with every page that already holds a part of its prefix."""
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_by_rank)
+        sequence.is_running = True
+        source = self._fork_source(sequence)
+        if source is not None:
+            self._fork(source, sequence)
+        else:
+            self._hold_prefix(sequence, self._cached_prefix(sequence))
+            self.num_cached_tokens += sequence.n_done
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = 0 if source else min(sequence.n_done, sequence.n_prompt)
+        self._continue(sequence, step)
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        """Undo `_admit` and all that came since."""
+        del self.running[bisect_left(self.running, sequence.rank, key=_by_rank)]
+        sequence.is_running = False
+        if sequence.copy_source is not None:
+            self._end_copy(sequence)
+        self.pages.release(sequence.pages)
+        sequence.num_pages = sequence.n_done = sequence.n_remembered = 0
+
+    def _hold_prefix(self, sequence: Sequence, pages: list[int]) -> None:
+        self.pages.hold(pages)
+        sequence.add_pages(pages)
+        sequence.n_done = len(pages) * PAGE_SIZE
+        sequence.n_remembered = len(pages)
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """Cached pages of its known tokens but the last, which must be computed to draw the next."""
+        if not self.pages.enable_prefix_caching:
+            return []
+        return self.pages.match(sequence.page_digests((sequence.n_total - 1) // PAGE_SIZE, self.pages))
+
+    # Choices of one request: prompt computed once, pages shared, the last partial one copied
+
+    def _fork_source(self, sequence: Sequence) -> Sequence | None:
+        """A running choice of the same request with the whole prompt in its pages."""
+        for other in sequence.siblings:
+            if other is not sequence and other.is_running and other.n_done >= sequence.n_prompt:
+                return other
+        return None
+
+    def _fork(self, source: Sequence, sequence: Sequence) -> None:
+        """Start after all prompt tokens but the last, which is recomputed for a draw of its own.
+
+        A shared page is never written: the one in which the recomputed token lies is copied. The source page is held
+        until the copy is done, whatever becomes of the source.
+        """
+        n_done = sequence.n_prompt - 1
+        num_shared = n_done // PAGE_SIZE
+        self._hold_prefix(sequence, source.pages[:num_shared])
+        if n_done % PAGE_SIZE:
+            sequence.copy_source = source.pages[num_shared]
+            self.pages.hold([sequence.copy_source])
+        sequence.n_done = n_done
+
+    def _end_copy(self, sequence: Sequence) -> None:
+        assert sequence.copy_source is not None
+        self.pages.release([sequence.copy_source])
+        sequence.copy_source = None
+
+    # Pages
+
+    def _remember_full_pages(self, sequence: Sequence) -> None:
+        num_full = sequence.n_done // PAGE_SIZE
+        if self.pages.enable_prefix_caching:
+            digests = sequence.page_digests(num_full, self.pages)
+            for index in range(sequence.n_remembered, num_full):
+                self.pages.remember(int(sequence.page_ids[index]), digests[index])
+        sequence.n_remembered = num_full
+
+    def num_expected_pages(self, sequence: Sequence) -> int:
+        """Pages for what is known of it and what others' outputs let expect.
+
+        Reserving max_tokens would leave rows empty, reserving nothing would preempt all the time.
+        """
+        if self._observed_output is None:
+            return num_pages_for(sequence.max_total)
+        expected = max(sequence.n_prompt + int(self._observed_output), sequence.n_total) + PAGE_SIZE
+        return num_pages_for(min(sequence.max_total, expected))
+
+    def num_unpromised_pages(self) -> int:
+        """Free pages less those that running sequences are expected to take; may be negative."""
+        promised = sum(max(0, self.num_expected_pages(row) - row.num_pages) for row in self.running)
+        return self.pages.num_free - promised
+
+    def _num_pages_to_reserve(self, sequence: Sequence) -> int:
+        """Free pages its admission would cost in the end: pages that others hold are shared, not taken."""
+        source = self._fork_source(sequence)
+        if source is not None:
+            return self.num_expected_pages(sequence) - (sequence.n_prompt - 1) // PAGE_SIZE
+        return self.num_expected_pages(sequence) - self.pages.num_held(self._cached_prefix(sequence))
+
+    # Invariants
+
+    def _is_waiting(self, sequence: Sequence) -> bool:
+        index = bisect_left(self.waiting, sequence.rank, key=_by_rank)
+        return index < len(self.waiting) and self.waiting[index] is sequence
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when a list, a row or a page table contradicts another."""
+        for rows in (self.waiting, self.running):
+            assert rows == sorted(rows, key=_by_rank), "a list is out of rank order"
+        assert len(self.running) <= self.max_num_rows, "more rows than allowed"
+        assert all(row.is_running for row in self.running), "a running row thinks it waits"
+        for row in self.waiting:
+            holds = row.is_running or row.num_pages or row.n_done or row.copy_source is not None
+            assert not holds, "a waiting row holds something"
+        for row in self.running:
+            self._check_row(row)
+        self.pages.check_integrity(list(self._holders()))
+
+    def _check_row(self, row: Sequence) -> None:
+        assert row.n_prompt <= row.n_total <= row.max_total, "a row knows more tokens than it may"
+        assert row.n_done < row.n_total, "a row wants nothing, yet runs"
+        assert row.num_pages >= num_pages_for(row.n_done), "stored tokens lack a page"
+        own = row.pages[row.n_done // PAGE_SIZE :]
+        others = {page for row_ in self.running if row_ is not row for page in row_.pages}
+        assert not others.intersection(own), "a page that will be written is shared"
+
+    def _holders(self) -> Iterator[list[int]]:
+        for row in self.running:
+            yield row.pages
+            if row.copy_source is not None:
+                yield [row.copy_source]

@@ -1,0 +1,126 @@
+"""What one choice has said so far, what of it was told, and why it ended. Knows no pages and no schedule."""
+
+from collections.abc import Iterable
+
+from tokenmill_worker.engine.api import FinishReason, Logprobs, RowError, SamplingParams, TokenEvent, Usage
+from tokenmill_worker.engine.batch import Tokenizer
+from tokenmill_worker.engine.detokenizer import Detokenizer
+
+
+class Transcript:
+    """Tokens go in with `add`, news come out with `take_event`.
+
+    `max_tokens` is what this choice may reach: the request's max_tokens, or less where the model ends.
+    """
+
+    __slots__ = (
+        "_detokenizer",
+        "_is_closed",
+        "_logprobs",
+        "_max_tokens",
+        "_min_tokens",
+        "_num_to_skip",
+        "_num_told",
+        "_stop_token_ids",
+        "_texts",
+        "_token_ids",
+        "finish_reason",
+        "index",
+        "num_tokens",
+        "request_id",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        index: int,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        stop_token_ids: Iterable[int],
+        max_tokens: int,
+    ) -> None:
+        self.request_id = request_id
+        self.index = index
+        self.num_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self._detokenizer = Detokenizer(tokenizer, stop=params.stop, min_tokens=params.min_tokens)
+        self._stop_token_ids = frozenset(stop_token_ids)
+        self._min_tokens = params.min_tokens
+        self._max_tokens = max_tokens
+        self._num_told = 0
+        self._num_to_skip = 0  # tokens held back here that an earlier worker told
+        self._is_closed = False  # the finish reason was told
+        self._token_ids: list[int] = []  # not told yet
+        self._logprobs: list[Logprobs] = []  # of those
+        self._texts: list[str] = []  # of those, as far as they are final
+
+    def add(self, token_id: int, logprobs: Logprobs | None) -> None:
+        """The next token was drawn. `finish_reason` says whether it was the last."""
+        self.num_tokens += 1
+        self._token_ids.append(token_id)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        if token_id in self._stop_token_ids and self.num_tokens > self._min_tokens:
+            self.finish("stop")
+            return
+        self._texts += self._detokenizer.feed(token_id)
+        if self._detokenizer.is_stopped:
+            self.finish("stop")
+        elif self.num_tokens >= self._max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason) -> None:
+        """No token follows. What was held back becomes final, the stop token has no text."""
+        self.finish_reason = reason
+        self._texts += self._detokenizer.flush()
+        self._texts += [""] * (len(self._token_ids) - len(self._texts))
+
+    def replay(self, token_ids: Iterable[int], finish_reason: FinishReason | None) -> None:
+        """Take up what an earlier worker told: the state is as if these tokens had been drawn, none of them is news.
+
+        That worker may have known later tokens when it told the last of these, so some may be held back here again;
+        they are skipped when they come out.
+        """
+        for token_id in token_ids:
+            self.add(token_id, None)
+        num_final = len(self._texts)
+        self._num_told = self.num_tokens
+        self._num_to_skip = self.num_tokens - num_final
+        del self._token_ids[:num_final], self._texts[:]
+        if finish_reason is not None:
+            self.finish_reason = finish_reason
+            self._is_closed = True
+
+    def tell_end_again(self) -> None:
+        """An earlier worker told how this choice ended, but not that the whole request did."""
+        self._is_closed = False
+
+    def take_event(self, *, usage: Usage | None = None, error: RowError | None = None) -> TokenEvent | None:
+        """What is new since the last call; None when nothing is."""
+        skipped = min(self._num_to_skip, len(self._texts))
+        texts = tuple(self._texts[skipped:])
+        is_over = self.finish_reason is not None and not self._is_closed
+        if not texts and not is_over:
+            return None
+        event = TokenEvent(
+            request_id=self.request_id,
+            index=self.index,
+            offset=self._num_told,
+            token_ids=tuple(self._token_ids[skipped : skipped + len(texts)]),
+            texts=texts,
+            logprobs=tuple(self._logprobs[: len(texts)]),
+            finish_reason=self.finish_reason,
+            usage=usage,
+            error=error,
+        )
+        self._forget_told(skipped, len(texts))
+        self._is_closed = is_over
+        return event
+
+    def _forget_told(self, num_skipped: int, num_told: int) -> None:
+        del self._token_ids[: num_skipped + num_told]
+        del self._logprobs[:num_told]
+        self._texts.clear()
+        self._num_to_skip -= num_skipped
+        self._num_told += num_told

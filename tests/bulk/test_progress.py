@@ -62,4 +62,4 @@ def test_plain_lines_come_every_few_seconds_and_at_the_end() -> None:
 
 
 def test_what_is_no_terminal_gets_plain_lines() -> None:
-    assert isinstance(choose_view(io.StringIO()), LineView)
+    assert isinstance(choose_view(io.StringIO(), can_redraw=False), LineView)

@@ -164,9 +164,9 @@ class BarView:
         self._progress.stop()
 
 
-def choose_view(stream: TextIO) -> ProgressView:
+def choose_view(stream: TextIO, *, can_redraw: bool) -> ProgressView:
     """A bar where one can be drawn, plain lines elsewhere."""
-    if not stream.isatty():
+    if not can_redraw:
         return LineView(stream)
     try:
         return BarView()

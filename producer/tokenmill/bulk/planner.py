@@ -1,0 +1,106 @@
+"""Which rows of an input are still missing, each with its request ready to send. Knows the ledger, no queue."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tokenmill.bulk.identity import Recipe, canonical, content_hash, recipe_digest, row_hash, seed_of
+from tokenmill.bulk.ledger import Ledger
+from tokenmill.bulk.prompts import PromptError, Renderer
+from tokenmill.bulk.rows import BadRow, Fields, Row, read_rows
+from tokenmill.wire.errors import InvalidRequestError
+from tokenmill.wire.messages import Request
+
+Order = Literal["input", "completion"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What to do. `make_prompt` and `recipe` belong together: the recipe is what the row hash knows of the prompt."""
+
+    input_path: Path
+    recipe: Recipe
+    make_prompt: Renderer
+    limit: int | None = None
+    window: int = 256
+    order: Order = "input"
+
+
+class OutgoingRow(NamedTuple):
+    """A row on its way. `attempt` counts the ids that earlier failures have used up."""
+
+    run_id: str
+    row: Row
+    row_hash: str
+    request: Request
+    attempt: int = 0
+
+    @property
+    def request_id(self) -> str:
+        base = f"{self.run_id}:{self.row_hash}"
+        return f"{base}~{self.attempt}" if self.attempt else base
+
+
+class Planner:
+    """Goes through the input once. Done rows are counted by `on_skip`, rows that can never run go to `on_refuse`."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        run_id: str,
+        ledger: Ledger,
+        *,
+        on_skip: Callable[[], None],
+        on_refuse: Callable[[BadRow, str], None],
+    ) -> None:
+        self._plan = plan
+        self._run_id = run_id
+        self._ledger = ledger
+        self._recipe = recipe_digest(plan.recipe)
+        self._on_skip = on_skip
+        self._on_refuse = on_refuse
+
+    def missing_rows(self) -> Iterator[OutgoingRow]:
+        for row in read_rows(self._plan.input_path, limit=self._plan.limit):
+            outgoing = self._plan_row(row)
+            if outgoing is not None:
+                yield outgoing
+
+    def _plan_row(self, row: Row | BadRow) -> OutgoingRow | None:
+        """None: the row is settled already, as done or as refused."""
+        if isinstance(row, BadRow):
+            return self._on_refuse(row, "bad_row")
+        try:
+            name = self._identify(row)
+        except ValueError as error:  # half of a surrogate pair; a number beyond all floats
+            return self._on_refuse(BadRow(row.number, f"not writable as JSON: {error}", None), "bad_row")
+        if self._ledger.is_done(name):
+            return self._on_skip()
+        return self._build(row, name)
+
+    def _identify(self, row: Row) -> str:
+        content = content_hash(self._recipe, row.fields)
+        name = row_hash(content, self._ledger.see(content))
+        if self._plan.order == "input":
+            self._ledger.place(row.number, name)
+        return name
+
+    def _build(self, row: Row, name: str) -> OutgoingRow | None:
+        try:
+            request = self._request(row.fields, name)
+        except PromptError as error:
+            return self._on_refuse(BadRow(row.number, str(error), row.fields), "bad_prompt")
+        except InvalidRequestError as error:
+            return self._on_refuse(BadRow(row.number, str(error), row.fields), error.code)
+        return OutgoingRow(self._run_id, row, name, request)
+
+    def _request(self, fields: Fields, name: str) -> Request:
+        prompt = self._plan.make_prompt(fields)
+        try:
+            canonical(prompt)
+        except ValueError as error:  # a template may make what a row may not hold
+            raise PromptError(f"the prompt is no Unicode text: {error}") from error
+        recipe = self._plan.recipe
+        settings = {"seed": seed_of(name), "model": recipe.model, **recipe.sampling}
+        return Request.build(**prompt, **settings, priority="bulk", stream="final")

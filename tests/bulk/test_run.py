@@ -1,0 +1,287 @@
+"""A whole run against a queue that is a dictionary: what is done, what is done again, and what never is."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenmill.bulk.identity import Recipe, seed_of
+from tokenmill.bulk.output import OutputFile
+from tokenmill.bulk.planner import Order, OutgoingRow, RunPlan
+from tokenmill.bulk.progress import SilentView
+from tokenmill.bulk.prompts import make_renderer
+from tokenmill.bulk.rows import Fields
+from tokenmill.bulk.run import Answer, BulkRun, RunReport, SendStatus
+
+
+class PowerCutError(Exception):
+    """The process dies here."""
+
+
+class FakeQueue:
+    """Answers in random order; may fail some rows, be busy, or see the power cut after a number of answers."""
+
+    def __init__(self, *, seed: int = 0, answers_before_power_cut: int | None = None) -> None:
+        self.random = random.Random(seed)
+        self.sent: list[OutgoingRow] = []
+        self.waiting: list[OutgoingRow] = []
+        self.forgotten: list[str] = []
+        self.spent_ids: set[str] = set()
+        self.failing: Callable[[OutgoingRow], bool] = lambda row: False
+        self.num_busy_answers = 0
+        self.max_waiting = 0
+        self.answers_left = answers_before_power_cut
+
+    def send(self, rows: Sequence[OutgoingRow]) -> list[SendStatus]:
+        return [self._send(row) for row in rows]
+
+    def _send(self, row: OutgoingRow) -> SendStatus:
+        if row.request_id in self.spent_ids:
+            return "spent"
+        if self.num_busy_answers > 0:
+            self.num_busy_answers -= 1
+            return "busy"
+        self.sent.append(row)
+        self.waiting.append(row)
+        self.max_waiting = max(self.max_waiting, len(self.waiting))
+        return "taken"
+
+    def wait(self, timeout_s: float) -> list[Answer]:
+        if self.answers_left == 0:
+            raise PowerCutError
+        self.random.shuffle(self.waiting)
+        num_answers = self.random.randint(0, len(self.waiting))
+        if self.answers_left is not None:
+            num_answers = min(num_answers, self.answers_left)
+            self.answers_left -= num_answers
+        ready, self.waiting = self.waiting[:num_answers], self.waiting[num_answers:]
+        return [self._answer(row) for row in ready]
+
+    def _answer(self, row: OutgoingRow) -> Answer:
+        if self.failing(row):
+            return Answer(request_id=row.request_id, error=("invalid_request", "too long"))
+        return Answer(
+            request_id=row.request_id,
+            text=f"answer to {row.row_hash}",
+            token_ids=(1, 2),
+            finish_reason="length",
+            prompt_tokens=3,
+            completion_tokens=2,
+        )
+
+    def forget(self, request_ids: Sequence[str]) -> None:
+        self.forgotten.extend(request_ids)
+
+
+def write_rows(folder: Path, rows: Sequence[Fields | str]) -> Path:
+    path = folder / "rows.jsonl"
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def run(
+    path: Path,
+    queue: FakeQueue | None,
+    *,
+    limit: int | None = None,
+    window: int = 4,
+    order: Order = "input",
+    recipe: Recipe | None = None,
+) -> RunReport:
+    """One run into `out.jsonl` beside the input; `queue` None: a run that must not need one."""
+    recipe = recipe or Recipe(column="q")
+
+    def connect() -> FakeQueue:
+        assert queue is not None, "connected although nothing was missing"
+        return queue
+
+    plan = RunPlan(
+        input_path=path,
+        recipe=recipe,
+        make_prompt=make_renderer(column=recipe.column, template=recipe.template, is_raw=recipe.is_raw),
+        limit=limit,
+        window=window,
+        order=order,
+    )
+    with OutputFile(path.with_name("out.jsonl"), recipe) as output:
+        return BulkRun(plan, output, connect, SilentView()).run()
+
+
+def lines_of(path: Path) -> list[Fields]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def inputs_of(path: Path) -> list[object]:
+    return [line["input"] for line in lines_of(path.with_name("out.jsonl"))]
+
+
+def questions(*names: object) -> list[Fields]:
+    return [{"q": str(name)} for name in names]
+
+
+def test_every_row_is_written_once_with_all_that_a_reader_needs(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, [{"id": 7, "q": "naïve 🙂"}])
+    queue = FakeQueue()
+    report = run(path, queue)
+    (line,) = lines_of(tmp_path / "out.jsonl")
+    name = line["row_hash"]
+    assert line == {
+        "custom_id": "7",
+        "row_hash": name,
+        "input": {"id": 7, "q": "naïve 🙂"},
+        "text": f"answer to {name}",
+        "token_ids": [1, 2],
+        "finish_reason": "length",
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
+    assert (report.num_rows, report.num_done, report.num_failed) == (1, 1, 0)
+    assert report.finish_reasons == {"length": 1}
+
+
+def test_a_request_carries_the_row_and_a_seed_of_its_own(tmp_path: Path) -> None:
+    queue = FakeQueue()
+    run(write_rows(tmp_path, questions("a", "b")), queue)
+    for row in queue.sent:
+        assert row.request_id == f"{row.run_id}:{row.row_hash}"
+        assert row.request.sampling.seed == seed_of(row.row_hash)
+        assert row.request.priority == "bulk"
+
+
+def test_a_seed_that_is_asked_for_is_every_rows_seed(tmp_path: Path) -> None:
+    queue = FakeQueue()
+    run(write_rows(tmp_path, questions("a", "b")), queue, recipe=Recipe(column="q", sampling={"seed": 5}))
+    assert [row.request.sampling.seed for row in queue.sent] == [5, 5]
+
+
+def test_a_second_run_needs_no_queue_and_changes_nothing(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, questions(*range(10)))
+    run(path, FakeQueue())
+    before = (tmp_path / "out.jsonl").read_bytes()
+    report = run(path, None)
+    assert (report.num_skipped, report.num_done) == (10, 0)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+@settings(max_examples=50, deadline=None)  # a sync takes what the disk takes
+@given(seed=st.integers(0, 2**16), cut=st.integers(0, 12), window=st.integers(1, 20))
+def test_a_run_killed_anywhere_is_finished_by_the_next_without_repeating_a_row(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, cut: int, window: int
+) -> None:
+    path = write_rows(tmp_path_factory.mktemp("run"), [*questions(*range(10)), *questions(3, 3)])
+    with_cut = FakeQueue(seed=seed, answers_before_power_cut=cut)
+    try:
+        run(path, with_cut, window=window)
+    except PowerCutError:
+        assert len(inputs_of(path)) == cut
+    queue = FakeQueue(seed=seed + 1)
+    run(path, queue, window=window)
+    assert inputs_of(path) == [*questions(*range(10)), *questions(3, 3)]
+    assert len(queue.sent) == 12 - min(cut, 12)
+
+
+def test_the_window_bounds_the_rows_in_flight(tmp_path: Path) -> None:
+    queue = FakeQueue()
+    run(write_rows(tmp_path, questions(*range(50))), queue, window=7)
+    assert queue.max_waiting == 7
+
+
+def test_the_output_ends_in_the_order_of_the_input(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, questions(*range(40)))
+    run(path, FakeQueue(seed=1), window=40)
+    assert inputs_of(path) == questions(*range(40))
+
+
+def test_completion_order_is_kept_when_asked_for(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, questions(*range(40)))
+    run(path, FakeQueue(seed=1), window=40, order="completion")
+    assert inputs_of(path) != questions(*range(40))
+    run(path, None, order="input")
+    assert inputs_of(path) == questions(*range(40))
+
+
+def test_after_the_input_is_edited_only_new_rows_are_done(tmp_path: Path) -> None:
+    run(write_rows(tmp_path, questions("a", "b", "c", "d")), FakeQueue())
+    path = write_rows(tmp_path, questions("d", "new", "a", "a", "c"))
+    queue = FakeQueue()
+    run(path, queue)
+    assert sorted(str(row.row.fields["q"]) for row in queue.sent) == ["a", "new"]
+    assert inputs_of(path) == questions("d", "new", "a", "a", "c", "b")
+
+
+def test_limit_counts_rows_of_the_input_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, questions(*range(10)))
+    assert run(path, FakeQueue(), limit=4).num_done == 4
+    report = run(path, FakeQueue(), limit=6)
+    assert (report.num_rows, report.num_skipped, report.num_done) == (6, 4, 2)
+
+
+def test_bad_rows_land_in_the_errors_file_with_their_reason_and_the_rest_is_done(tmp_path: Path) -> None:
+    path = write_rows(
+        tmp_path,
+        [
+            {"q": "good"},
+            "{oops}",
+            {"p": "no such column"},
+            {"q": "half a pair \ud800"},
+            '{"q": 1e999}',
+            {"q": "too long"},
+            {"q": "good too"},
+        ],
+    )
+    queue = FakeQueue()
+    queue.failing = lambda row: row.row.fields["q"] == "too long"
+    report = run(path, queue)
+    errors = {line["row"]: line["error"] for line in lines_of(tmp_path / "out.errors.jsonl")}
+    codes = {row: error["code"] for row, error in errors.items() if isinstance(error, dict)}
+    assert codes == {2: "bad_row", 3: "bad_prompt", 4: "bad_row", 5: "bad_row", 6: "invalid_request"}
+    assert inputs_of(path) == questions("good", "good too")
+    assert (report.num_done, report.num_failed) == (2, 5)
+    assert report.errors == str(tmp_path / "out.errors.jsonl")
+
+
+def test_messages_that_are_no_messages_fail_their_row_only(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, [{"messages": [{"role": "user"}]}, {"messages": [{"role": "user", "content": "hi"}]}])
+    report = run(path, FakeQueue(), recipe=Recipe())
+    assert (report.num_done, report.num_failed) == (1, 1)
+
+
+def test_failed_rows_are_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, questions("a", "b"))
+    failing = FakeQueue()
+    failing.failing = lambda row: row.row.fields["q"] == "b"
+    run(path, failing)
+    queue = FakeQueue()
+    queue.spent_ids = {row.request_id for row in failing.sent if row.row.fields["q"] == "b"}
+    assert run(path, queue).num_done == 1
+    assert [row.request_id.partition("~")[2] for row in queue.sent] == ["1"]
+    assert not (tmp_path / "out.errors.jsonl").exists()
+    assert inputs_of(path) == questions("a", "b")
+
+
+def test_a_busy_queue_gets_the_rows_later(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, questions(*range(10)))
+    queue = FakeQueue()
+    queue.num_busy_answers = 7
+    assert run(path, queue).num_done == 10
+    assert len(queue.sent) == 10
+
+
+def test_rows_are_forgotten_by_the_server_once_they_are_on_disk(tmp_path: Path) -> None:
+    queue = FakeQueue()
+    run(write_rows(tmp_path, questions(*range(10))), queue)
+    assert sorted(queue.forgotten) == sorted(row.request_id for row in queue.sent)
+
+
+def test_an_empty_input_is_complete(tmp_path: Path) -> None:
+    report = run(write_rows(tmp_path, []), None)
+    assert (report.num_rows, report.num_done) == (0, 0)
+
+
+def test_nothing_but_the_manifest_stays_beside_the_output(tmp_path: Path) -> None:
+    run(write_rows(tmp_path, questions("a")), FakeQueue())
+    left = {path.name for path in (tmp_path / "out.jsonl.tokenmill").rglob("*") if path.is_file()}
+    assert left == {"lock", "manifest.json"}

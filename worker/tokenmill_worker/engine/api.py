@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "cancelled", "expired", "error"]
 
@@ -100,6 +100,7 @@ class EngineConfig:
     `max_num_seqs`: rows in flight. `max_num_batched_tokens`: tokens in one packed row, prefill chunks included.
     `kv_cache_tokens`: size of the paged KV pool in tokens; None sizes it from free memory.
     `max_model_len`: longest prompt plus completion, in tokens; None takes the model's own limit.
+    `cache_dir`: where dequantized GGUF files are kept; None is ~/.cache/tokenmill.
     """
 
     model: str = "smollm2"
@@ -112,6 +113,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     attention_backend: Literal["auto", "reference", "sdpa"] = "auto"
     trust_remote_code: bool = False
+    cache_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,8 @@ class RowError:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenEvent:
-    """News of one choice of one request after one step.
+class TokenEvent(NamedTuple):
+    """News of one choice of one request after one step. (A named tuple: hundreds are made in each step.)
 
     `token_ids[i]` has the text `texts[i]`: joined, they are the delta. A token is told only when its text is final
     (whole UTF-8, no possible prefix of a stop string), so an event may hold several tokens or, when a choice ends
@@ -150,7 +151,7 @@ class TokenEvent:
     """
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # of the choice; nobody searches an event with tuple.index
     offset: int
     token_ids: tuple[int, ...]
     texts: tuple[str, ...]

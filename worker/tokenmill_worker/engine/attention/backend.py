@@ -1,0 +1,41 @@
+"""What every attention backend is given and must do. Knows no kernel."""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from tokenmill_worker.engine.attention.step import AttentionStep
+
+
+class KVPages(NamedTuple):
+    """One layer's part of the paged KV pool. Dk and Dv may differ."""
+
+    keys: Tensor  # [num_pages, kv_heads, PAGE_SIZE, Dk]
+    values: Tensor  # [num_pages, kv_heads, PAGE_SIZE, Dv]
+
+
+class AttentionSpec(NamedTuple):
+    """A layer's arithmetic: softmax(softcap(scale * q k)) with, per query head, one more logit that has no value.
+
+    `window`: a token sees itself and the window - 1 tokens before it; None sees all before it.
+    `softcap`: scores become softcap * tanh(score / softcap). `sinks`: the extra logits, [heads].
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+class Backend(Protocol):
+    """Computes attention of a packed row. The step's keys and values are in the pages already."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec
+    ) -> Tensor:
+        """query [T, H, Dk], key [T, kv_heads, Dk], value [T, kv_heads, Dv] -> [T, H, Dv].
+
+        Row r's result may depend on row r's tokens and pages alone: whatever is masked out must be its own too,
+        because a masked NaN is still a NaN.
+        """
+        ...

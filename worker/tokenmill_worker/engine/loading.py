@@ -1,0 +1,187 @@
+"""From a model's name to a runner that may serve it: find, load, put into packed mode, check, size."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from tokenmill_worker.engine import checkpoint, guard, length_limit, sizing
+from tokenmill_worker.engine.adapter import Adapter
+from tokenmill_worker.engine.api import EngineConfig, ModelError
+from tokenmill_worker.engine.attention import backend_named
+from tokenmill_worker.engine.batch import Loaded, Tokenizer
+from tokenmill_worker.engine.model_runner import ModelRunner
+from tokenmill_worker.engine.tokenizer import HFTokenizer, NoTokenizer
+
+SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+# What a model's own Python may raise when it is run in a way that its author did not think of.
+MODEL_FAULTS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
+
+
+def load(config: EngineConfig) -> Loaded:
+    """Raises ModelError, with what to do about it, for a model that is not there or cannot run packed."""
+    with _quiet_transformers():
+        folder = checkpoint.locate(config.model, cache_dir=_cache_dir(config))
+        model = _load_model(folder, config)
+        hf_tokenizer = _load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
+        adapter = _packed(model, config)
+    max_model_len = length_limit.max_model_len(
+        adapter.config, passes_window=adapter.passes_window, requested=config.max_model_len
+    )
+    runner = ModelRunner(
+        adapter,
+        num_pages=sizing.num_pages(adapter, config, max_model_len=max_model_len),
+        max_model_len=max_model_len,
+        fingerprint=fingerprint(model, hf_tokenizer),
+    )
+    generation = model.generation_config
+    tokenizer = _tokenizer(hf_tokenizer, _eos_token_ids(generation, hf_tokenizer), adapter.vocab_size)
+    return Loaded(runner, tokenizer, _default_params(generation))
+
+
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """Equal for equal weights, dtype, tokenizer and template, whatever file they came from and wherever they lie."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    digest.update(model.config.to_json_string(use_diff=True).encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {_checksum(parameter.data)}\n".encode())
+    if tokenizer is not None:
+        digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
+        digest.update(str(tokenizer.chat_template).encode())
+    return digest.hexdigest()[:32]
+
+
+def _checksum(weights: torch.Tensor) -> tuple[int, int]:
+    """Over the bits, as integers: exact, whatever the order of summation. The second sum notices swapped values."""
+    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = weights.contiguous().view(widths[weights.element_size()]).flatten()
+    return int(bits.sum(dtype=torch.int64)), int(bits[:: max(1, bits.numel() // 1009)][::2].sum(dtype=torch.int64))
+
+
+def _cache_dir(config: EngineConfig) -> Path:
+    return Path(config.cache_dir).expanduser() if config.cache_dir else Path.home() / ".cache" / "tokenmill"
+
+
+def _load_model(folder: Path, config: EngineConfig) -> PreTrainedModel:
+    device = _device(config)
+    placement = {"device_map": {"": device}} if device == "cuda" else {}
+    try:
+        hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=hf_config,
+            dtype=_dtype(config, hf_config),
+            attn_implementation="eager",  # exists for every model; packed mode is set afterwards, where it can be
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **placement,
+        )
+    except (OSError, ImportError, *MODEL_FAULTS) as error:
+        raise ModelError(f"transformers cannot load {config.model}: {_first_line(error)}") from error
+    model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"the checkpoint {config.model} lacks {len(missing)} weights, among them {missing[0]}")
+    return model
+
+
+def _device(config: EngineConfig) -> str:
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda was asked for, but torch sees none: check the driver, and that torch has CUDA")
+    return config.device
+
+
+def _dtype(config: EngineConfig, hf_config: PretrainedConfig) -> torch.dtype:
+    if config.dtype != "auto":
+        named: torch.dtype = getattr(torch, config.dtype)
+        return named
+    own = getattr(hf_config.get_text_config(decoder=True), "dtype", None) or getattr(hf_config, "dtype", None)
+    return own if isinstance(own, torch.dtype) else torch.float32
+
+
+def _load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """None where the checkpoint has no tokenizer; one that is there and broken is an error."""
+    if not any(folder.glob("*token*")) and not any(folder.glob("vocab.*")) and not any(folder.glob("*.model")):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ImportError, *MODEL_FAULTS) as error:
+        raise ModelError(f"transformers cannot load the tokenizer in {folder}: {_first_line(error)}") from error
+    return tokenizer
+
+
+def _tokenizer(hf_tokenizer: PreTrainedTokenizerBase | None, eos: frozenset[int], vocab_size: int) -> Tokenizer:
+    if hf_tokenizer is None:
+        return NoTokenizer(vocab_size=vocab_size, eos_token_ids=eos)
+    return HFTokenizer(hf_tokenizer, eos_token_ids=eos)
+
+
+def _eos_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """What generate() stops at; the tokenizer's end of text where the checkpoint names none."""
+    eos = getattr(generation, "eos_token_id", None)
+    if eos is None:
+        eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is None:
+        return frozenset()
+    return frozenset([eos] if isinstance(eos, int) else eos)
+
+
+def _default_params(generation: GenerationConfig | None) -> dict[str, float | int]:
+    """What the checkpoint's generation_config sets, and nothing else: a library's defaults are not the model's."""
+    stated = {name: getattr(generation, name, None) for name in SAMPLING_DEFAULTS}
+    return {name: value for name, value in stated.items() if value is not None}
+
+
+def _packed(model: PreTrainedModel, config: EngineConfig) -> Adapter:
+    """The model in packed mode, past the load guard; mixtures of experts in the fastest form that works here."""
+    try:
+        return _guarded(model, config)
+    except MODEL_FAULTS as error:
+        if getattr(model.config, "_experts_implementation", None) in (None, "eager"):
+            raise ModelError(f"{config.model} fails in packed mode: {_first_line(error)}") from error
+    model.set_experts_implementation("eager")  # grouped_mm has no kernel for every device, dtype and width
+    try:
+        return _guarded(model, config)
+    except MODEL_FAULTS as error:
+        raise ModelError(f"{config.model} fails in packed mode: {_first_line(error)}") from error
+
+
+def _guarded(model: PreTrainedModel, config: EngineConfig) -> Adapter:
+    adapter = Adapter(model, backend_named(config.attention_backend))
+    guard.check(adapter, window=length_limit.narrowest_window(adapter.config))
+    return adapter
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and load reports on stderr: what matters in them is raised as ModelError."""
+    verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if has_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

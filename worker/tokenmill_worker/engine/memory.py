@@ -1,0 +1,32 @@
+"""How much memory a device has left. Knows no model."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+
+def available_bytes(device: torch.device) -> int:
+    """What the driver or the system would still give; on the CPU no more than the container's own limit leaves."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_machine_bytes(), *_container_bytes())
+
+
+def _machine_bytes() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _container_bytes() -> Iterator[int]:
+    """What a cgroup (v2) limit leaves, if there is one; otherwise no bound."""
+    limit, usage = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and usage.exists() and (text := limit.read_text().strip()).isdigit():
+        yield max(int(text) - int(usage.read_text()), 0)
+    else:
+        yield 2**63 - 1

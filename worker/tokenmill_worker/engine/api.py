@@ -115,6 +115,12 @@ class EngineConfig:
     trust_remote_code: bool = False
     cache_dir: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EngineError(f"{name} must be at least 1, got {value}")
+
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:

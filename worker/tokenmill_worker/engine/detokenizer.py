@@ -28,24 +28,25 @@ class Utf8Decoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decode = tokenizer.decode
         self._context: list[int] = []  # the tokens of the last text given out
-        self._context_text = ""
+        self._context_len = 0  # characters of their text
         self._held: list[int] = []
 
     def feed(self, token_id: int) -> list[str]:
         """The texts of the tokens that are final now, oldest first."""
         self._held.append(token_id)
-        text = self._held_text(len(self._held))
+        text = self._decode(self._context + self._held)[self._context_len :]
         if not text.endswith(_REPLACEMENT):
             return self._give_out(len(self._held), text)
         return self._give_out_oldest(text) if len(self._held) >= _MAX_HELD_TOKENS else []
 
     def flush(self) -> list[str]:
         """The texts of all tokens still held: nothing follows. What is no whole character becomes U+FFFD."""
-        return self._give_out(len(self._held), self._held_text(len(self._held)))
+        num_held = len(self._held)
+        return self._give_out(num_held, self._held_text(num_held)) if num_held else []
 
     def _held_text(self, num_tokens: int) -> str:
         """What the first `num_tokens` held tokens add to the context's text."""
-        return self._decode(self._context + self._held[:num_tokens])[len(self._context_text) :]
+        return self._decode(self._context + self._held[:num_tokens])[self._context_len :]
 
     def _give_out_oldest(self, text: str) -> list[str]:
         """The bytes are no UTF-8: let go of the fewest tokens whose text later ones cannot change."""
@@ -59,8 +60,8 @@ class Utf8Decoder:
         given, self._held = self._held[:num_tokens], self._held[num_tokens:]
         if text:  # a special token has none: it must not push the context out of the window
             self._context = given
-            self._context_text = self._decode(given)
-        return [""] * (num_tokens - 1) + [text] if num_tokens else []
+            self._context_len = len(self._decode(given))
+        return [text] if num_tokens == 1 else [""] * (num_tokens - 1) + [text]
 
 
 class StopChecker:

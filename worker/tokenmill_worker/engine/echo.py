@@ -116,11 +116,11 @@ class EchoRunner:
     def _is_inside_character(self, batch: PackedBatch, rows: Indices, last: Indices) -> NDArray[np.bool_]:
         """Do the last tokens begin a character without ending it?"""
         is_inside = np.zeros(len(rows), dtype=np.bool_)
-        is_tail = np.ones(len(rows), dtype=np.bool_)  # only continuation bytes were seen so far
+        is_tail = ~is_inside  # only continuation bytes were seen so far
         for back in range(3):
             byte = self._token[self._slots(batch, rows, np.maximum(last - back, 0))]
-            is_inside |= is_tail & (last >= back) & (_LENGTH[byte] > back + 1)
-            is_tail &= _LENGTH[byte] == 0
+            np.logical_or(is_inside, is_tail & (last >= back) & (_LENGTH[byte] > back + 1), out=is_inside)
+            np.logical_and(is_tail, _LENGTH[byte] == 0, out=is_tail)
         return is_inside
 
 

@@ -98,29 +98,32 @@ class Transcript:
 
     def take_event(self, *, usage: Usage | None = None, error: RowError | None = None) -> TokenEvent | None:
         """What is new since the last call; None when nothing is."""
-        skipped = min(self._num_to_skip, len(self._texts))
-        texts = tuple(self._texts[skipped:])
+        texts = self._take_texts()
         is_over = self.finish_reason is not None and not self._is_closed
         if not texts and not is_over:
             return None
+        num_told = len(texts)
         event = TokenEvent(
-            request_id=self.request_id,
-            index=self.index,
-            offset=self._num_told,
-            token_ids=tuple(self._token_ids[skipped : skipped + len(texts)]),
-            texts=texts,
-            logprobs=tuple(self._logprobs[: len(texts)]),
-            finish_reason=self.finish_reason,
-            usage=usage,
-            error=error,
+            self.request_id,
+            self.index,
+            self._num_told,
+            tuple(self._token_ids[:num_told]),
+            tuple(texts),
+            tuple(self._logprobs[:num_told]),
+            self.finish_reason,
+            usage,
+            error,
         )
-        self._forget_told(skipped, len(texts))
+        del self._token_ids[:num_told], self._logprobs[:num_told]
+        self._num_told += num_told
         self._is_closed = is_over
         return event
 
-    def _forget_told(self, num_skipped: int, num_told: int) -> None:
-        del self._token_ids[: num_skipped + num_told]
-        del self._logprobs[:num_told]
-        self._texts.clear()
-        self._num_to_skip -= num_skipped
-        self._num_told += num_told
+    def _take_texts(self) -> list[str]:
+        """The final texts that nobody was told."""
+        texts, self._texts = self._texts, []
+        if self._num_to_skip:
+            num_skipped = min(self._num_to_skip, len(texts))
+            self._num_to_skip -= num_skipped
+            del self._token_ids[:num_skipped], texts[:num_skipped]
+        return texts

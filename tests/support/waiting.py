@@ -1,19 +1,13 @@
-"""Waiting for a condition, never for a time."""
+"""Waiting for a condition with a deadline and a description, instead of sleeping and hoping."""
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
-
-T = TypeVar("T")
-
-POLL_S = 0.01
 
 
-def wait_until(predicate: Callable[[], T], *, description: str, timeout: float = 20.0) -> T:
-    """The first true answer of `predicate`; fails with the description when none comes within `timeout` seconds."""
-    give_up_at = time.monotonic() + timeout
-    while not (answer := predicate()):
-        if time.monotonic() > give_up_at:
-            raise AssertionError(f"waited {timeout:g} s in vain until {description}")
-        time.sleep(POLL_S)
-    return answer
+def wait_until(predicate: Callable[[], object], *, description: str, timeout: float = 10.0) -> None:
+    """Returns once `predicate()` is true; AssertionError with the description when that takes too long."""
+    deadline = time.monotonic() + timeout
+    while not predicate():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout:g} s in vain: {description}")
+        time.sleep(0.005)

@@ -1,0 +1,57 @@
+"""What travels between producers and workers, as frozen values with encode and decode. Knows no Redis."""
+
+from tokenmill.wire.messages.entries import (
+    DeltaEntry,
+    Entry,
+    ResetEntry,
+    TerminalEntry,
+    TerminalType,
+    decode_entry,
+    stream_id,
+)
+from tokenmill.wire.messages.raw import RawEntry
+from tokenmill.wire.messages.request import (
+    PROTOCOL_VERSION,
+    Message,
+    Priority,
+    Request,
+    SamplingParams,
+    check_request_id,
+)
+from tokenmill.wire.messages.result import (
+    Choice,
+    Completion,
+    Delta,
+    ErrorInfo,
+    FinishReason,
+    JobState,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Choice",
+    "Completion",
+    "Delta",
+    "DeltaEntry",
+    "Entry",
+    "ErrorInfo",
+    "FinishReason",
+    "JobState",
+    "Message",
+    "Priority",
+    "RawEntry",
+    "Request",
+    "ResetEntry",
+    "SamplingParams",
+    "TerminalEntry",
+    "TerminalType",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
+    "check_request_id",
+    "decode_entry",
+    "stream_id",
+]

@@ -1,0 +1,175 @@
+"""The entries of a result stream and their stream ids, which are token offsets. Knows no Redis.
+
+`n` counts a request's published tokens over all its choices, `epoch` the times it was started from scratch. The id of
+the entry that ends at `n` is `(epoch << 32 | n)-0`, that of the terminal entry `(epoch << 32 | n)-1`: publishing twice
+cannot write twice, and a reader resumes by offset whoever the worker is.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from tokenmill.wire.errors import DecodeError
+from tokenmill.wire.messages.base import Frozen
+from tokenmill.wire.messages.result import ErrorInfo, FinishReason, Timings, TokenLogprob, Usage
+
+T = TypeVar("T")
+
+TerminalType = Literal["done", "error", "cancelled", "expired"]
+Fields = Mapping[bytes, bytes]
+
+_OFFSET_BITS = 32
+_LOGPROB_FLOOR = -9999.0  # stands for minus infinity, which JSON cannot say; OpenAI's value
+
+
+def stream_id(epoch: int, num_tokens: int, *, terminal: bool = False) -> str:
+    """The id of the entry after which `num_tokens` tokens are told."""
+    return f"{epoch << _OFFSET_BITS | num_tokens}-{int(terminal)}"
+
+
+def split_stream_id(entry_id: str) -> tuple[int, int]:
+    """(epoch, number of tokens told) of an entry."""
+    told = int(entry_id.partition("-")[0])
+    return told >> _OFFSET_BITS, told & ((1 << _OFFSET_BITS) - 1)
+
+
+class DeltaEntry(Frozen):
+    """Tokens [offset, offset + len(token_ids)) of a request, all of one choice. At least one: its id is their end."""
+
+    offset: int = Field(ge=0)
+    token_ids: tuple[int, ...] = Field(min_length=1)
+    text: str
+    index: int = Field(0, ge=0)
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.token_ids)
+
+    def encode(self) -> dict[str, str]:
+        fields = {
+            "type": "delta",
+            "offset": str(self.offset),
+            "text": self.text,
+            "tokens": _dump(self.token_ids),
+        }
+        if self.index:
+            fields["index"] = str(self.index)
+        if self.finish_reason is not None:
+            fields["finish_reason"] = self.finish_reason
+        if self.logprobs is not None:
+            fields["logprobs"] = _dump([_logprob_fields(logprob) for logprob in self.logprobs])
+        return fields
+
+
+class ResetEntry(Frozen):
+    """Discard what came before: a worker of another model or version starts from scratch."""
+
+    def encode(self) -> dict[str, str]:
+        return {"type": "reset"}
+
+
+class ChoiceText(Frozen):
+    """One choice in a terminal entry; its tokens are in the deltas."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None = None
+
+
+class TerminalEntry(Frozen):
+    """The one final word. `text` is the whole text of choice 0; with n > 1 `choices` has all of them."""
+
+    type: TerminalType
+    finish_reason: FinishReason
+    text: str = ""
+    choices: tuple[ChoiceText, ...] | None = None
+    usage: Usage = Usage()
+    error: ErrorInfo | None = None
+    timings: Timings = Timings()
+
+    def encode(self) -> dict[str, str]:
+        fields = {
+            "type": self.type,
+            "finish_reason": self.finish_reason,
+            "text": self.text,
+            "usage": self.usage.model_dump_json(),
+            "timings": self.timings.model_dump_json(exclude_none=True),
+        }
+        if self.choices is not None:
+            fields["choices"] = _dump([choice.model_dump(exclude_none=True) for choice in self.choices])
+        if self.error is not None:
+            fields["error"] = self.error.model_dump_json()
+        return fields
+
+
+Entry = DeltaEntry | ResetEntry | TerminalEntry
+
+_TOKENS = TypeAdapter(tuple[int, ...])
+_LOGPROBS = TypeAdapter(tuple[TokenLogprob, ...])
+_CHOICES = TypeAdapter(tuple[ChoiceText, ...])
+_USAGE = TypeAdapter(Usage)
+_TIMINGS = TypeAdapter(Timings)
+_ERROR = TypeAdapter(ErrorInfo)
+
+
+def decode_entry(entry_id: str, fields: Fields) -> Entry:
+    """The entry in `fields`, or DecodeError. Fields that a later version may add are left aside."""
+    kind = fields.get(b"type", b"")
+    try:
+        if kind == b"delta":
+            return _decode_delta(fields)
+        if kind == b"reset":
+            return ResetEntry()
+        if kind in (b"done", b"error", b"cancelled", b"expired"):
+            return _decode_terminal(fields)
+    except (ValidationError, UnicodeDecodeError, ValueError, KeyError) as error:
+        raise DecodeError(f"result entry {entry_id} is broken: {error}") from None
+    raise DecodeError(f"result entry {entry_id} has the unknown type {kind!r}", param="type")
+
+
+def _decode_delta(fields: Fields) -> DeltaEntry:
+    return DeltaEntry.model_validate(
+        {
+            "offset": int(fields[b"offset"]),
+            "token_ids": _TOKENS.validate_json(fields[b"tokens"]),
+            "text": fields[b"text"].decode(),
+            "index": int(fields.get(b"index", b"0")),
+            "finish_reason": _optional_text(fields, b"finish_reason"),
+            "logprobs": _optional(_LOGPROBS, fields, b"logprobs"),
+        }
+    )
+
+
+def _decode_terminal(fields: Fields) -> TerminalEntry:
+    return TerminalEntry.model_validate(
+        {
+            "type": fields[b"type"].decode(),
+            "finish_reason": fields[b"finish_reason"].decode(),
+            "text": fields.get(b"text", b"").decode(),
+            "choices": _optional(_CHOICES, fields, b"choices"),
+            "usage": _optional(_USAGE, fields, b"usage") or Usage(),
+            "error": _optional(_ERROR, fields, b"error"),
+            "timings": _optional(_TIMINGS, fields, b"timings") or Timings(),
+        }
+    )
+
+
+def _optional(adapter: TypeAdapter[T], fields: Fields, name: bytes) -> T | None:
+    return adapter.validate_json(fields[name]) if name in fields else None
+
+
+def _optional_text(fields: Fields, name: bytes) -> str | None:
+    return fields[name].decode() if name in fields else None
+
+
+def _logprob_fields(logprob: TokenLogprob) -> dict[str, object]:
+    top = [[token_id, max(value, _LOGPROB_FLOOR)] for token_id, value in logprob.top]
+    return {"logprob": max(logprob.logprob, _LOGPROB_FLOOR), "top": top}
+
+
+def _dump(value: Sequence[object]) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

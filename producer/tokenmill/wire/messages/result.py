@@ -1,0 +1,84 @@
+"""What a reader gets: deltas while a request runs, one completion at its end. Plain frozen values."""
+
+from typing import Literal
+
+from tokenmill.wire.messages.base import Frozen
+
+FinishReason = Literal["stop", "length", "cancelled", "expired", "error"]
+JobState = Literal["scheduled", "queued", "running", "done", "failed", "cancelled", "expired", "dead"]
+FINAL_STATES: frozenset[str] = frozenset(("done", "failed", "cancelled", "expired", "dead"))
+
+
+class Usage(Frozen):
+    """Tokens, over all choices. `cached_tokens` of the prompt came from the prefix cache."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Timings(Frozen):
+    """Milliseconds since the request was accepted, but `queued`: until its last worker began it. None: never came."""
+
+    queued: float | None = None
+    first_token: float | None = None
+    total: float | None = None
+
+
+class ErrorInfo(Frozen):
+    """`code` is stable for programs, `message` is for people."""
+
+    code: str
+    message: str
+
+
+class TokenLogprob(Frozen):
+    """Natural-log probabilities at one position: the chosen token's, and the likeliest tokens' as (id, logprob)."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Delta(Frozen):
+    """News of one choice. `offset`: tokens told before it, over all choices; `entry_id` resumes a stream after it."""
+
+    offset: int
+    index: int = 0
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    entry_id: str
+
+
+class Choice(Frozen):
+    """One of a request's n answers. `token_ids` include the stop token; `text` does not, and ends before a stop."""
+
+    index: int = 0
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Completion(Frozen):
+    """A request's final word. The properties speak of the first choice; `choices` has all n."""
+
+    request_id: str
+    finish_reason: FinishReason
+    choices: tuple[Choice, ...]
+    usage: Usage
+    timings: Timings
+    error: ErrorInfo | None = None
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.choices[0].token_ids
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        return self.choices[0].logprobs

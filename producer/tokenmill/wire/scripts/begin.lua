@@ -1,0 +1,84 @@
+-- A registered worker begins what it has read: each claim gets a new fence, or is settled here and never reaches it.
+-- Beginning twice gives the same fence again, so that a lost reply costs nothing.
+-- KEYS workers, deadlines, not_before, dead, lanes x5, then per claim: job, result, group, group_done
+-- ARGV worker, fingerprint ('' = unknown), group_ttl_s, dead_maxlen, n,
+--      then per claim: lane, entry, id, group, is_raw (1: the submission follows)
+
+local workers, deadlines, not_before, dead, lanes = key(), key(), key(), key(), lane_keys()
+local worker, fingerprint, group_ttl_s, dead_maxlen, count = arg(), arg(), arg(), arg(), tonumber(arg())
+local now = now_ms()
+local replies = {}
+
+if not redis.call('ZSCORE', workers, worker) then return redis.error_reply('FENCED ' .. worker .. ' has no lease') end
+
+local function skip(claim)
+  drop_entry(lanes, claim.lane, claim.entry)
+  return {'skipped', claim.id}
+end
+
+-- The first request under this id is undisturbed.
+local function refuse(claim)
+  drop_entry(lanes, claim.lane, claim.entry)
+  redis.call('XADD', dead, 'MAXLEN', '~', dead_maxlen, '*', 'reason', 'conflict', 'id', claim.id, 'lane', claim.lane,
+    'entry', claim.entry, 'body', claim.raw.body)
+  return {'conflict', claim.id}
+end
+
+local function finalize(claim, job, state)
+  drop_entry(lanes, claim.lane, claim.entry)
+  settle(claim.keys, claim.id, job, state, folded_terminal(claim.keys, job, state, state, now), now, deadlines,
+    not_before, group_ttl_s)
+  return {state, claim.id}
+end
+
+-- Another model, tokenizer or template continues differently: start over, and say so to the readers.
+local function reset(claim, job)
+  job.epoch, job.published = job.epoch + 1, 0
+  redis.call('XADD', claim.keys.result, stream_id(job, '-0'), 'type', 'reset')
+  redis.call('HSET', claim.keys.job, 'epoch', integer(job.epoch), 'published', 0)
+end
+
+local function take(claim, job)
+  if job.published > 0 and fingerprint ~= '' and job.fingerprint ~= fingerprint then reset(claim, job) end
+  redis.call('HINCRBY', claim.keys.job, 'fence', 1)
+  redis.call('HSET', claim.keys.job, 'state', 'running', 'worker', worker, 'started_ms', integer(now),
+    'base', integer(job.published))
+  if fingerprint ~= '' then redis.call('HSET', claim.keys.job, 'fingerprint', fingerprint) end
+end
+
+local function begun(claim)
+  local reply = redis.call('HMGET', claim.keys.job, 'fence', 'body', 'published', 'epoch', 'failed', 'crashed',
+    'fingerprint', 'accepted_ms', 'deadline_ms', 'result_ttl_s', 'group')
+  return {'begun', claim.id, integer(now), unpack(reply)}
+end
+
+local function begin(claim)
+  local job = read_job(claim.keys.job)
+  if not job and not claim.raw then return skip(claim) end
+  if not job then
+    create_job(claim.keys, claim.id, claim.raw, 'queued', claim.lane, claim.entry, accepted_at(claim.entry), deadlines)
+    job = read_job(claim.keys.job)
+  end
+  if job.lane ~= claim.lane or job.entry ~= claim.entry then
+    if claim.raw and claim.raw.digest ~= job.digest then return refuse(claim) end
+    return skip(claim)
+  end
+  if job.group ~= claim.group then return wrong_group(claim.id) end
+  if FINAL[job.state] then return skip(claim) end
+  if job.state == 'running' and job.worker == worker then return begun(claim) end
+  if job.cancel == '1' then return finalize(claim, job, 'cancelled') end
+  if is_past_deadline(job, now) then return finalize(claim, job, 'expired') end
+  take(claim, job)
+  return begun(claim)
+end
+
+for i = 1, count do
+  local claim = {keys = job_keys(), lane = arg(), entry = arg(), id = arg(), group = arg()}
+  if arg() == '1' then
+    claim.raw = submission_args()
+    claim.raw.group = claim.group
+  end
+  replies[i] = begin(claim)
+  if replies[i].err then return replies[i] end
+end
+return replies

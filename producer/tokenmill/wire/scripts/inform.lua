@@ -1,0 +1,11 @@
+-- Refresh what a registered worker tells about itself.
+-- KEYS workers, worker_info
+-- ARGV worker, info_ttl_ms, info fields
+
+local workers, worker_info, worker = key(), key(), arg()
+local info_ttl_ms, info = arg(), fields_arg()
+
+if not redis.call('ZSCORE', workers, worker) then return 0 end
+redis.call('HSET', worker_info, 'worker', worker, unpack(info))
+redis.call('PEXPIRE', worker_info, info_ttl_ms)
+return 1

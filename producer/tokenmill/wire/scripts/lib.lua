@@ -1,0 +1,201 @@
+-- What the transitions share; put before each of them when a script is loaded. Times are server ms.
+-- Scripts touch only keys in KEYS, never decode a body, and never do arithmetic on a stream id: an id is built once,
+-- from an epoch below 2^21 and an offset below 2^32, which a double holds exactly.
+
+local GROUP = 'w'
+local VERSION = '1'
+local LANES = {'0', '1', '2', '3', 'q'}
+local FINAL = {done = true, failed = true, cancelled = true, expired = true, dead = true}
+local JOB_FIELDS = {'state', 'fence', 'worker', 'lane', 'entry', 'published', 'epoch', 'group', 'result_ttl_s',
+  'deadline_ms', 'cancel', 'digest', 'accepted_ms', 'started_ms', 'first_token_ms', 'fingerprint', 'crashed', 'base'}
+
+local next_key, next_arg = 0, 0
+
+local function key()
+  next_key = next_key + 1
+  return KEYS[next_key]
+end
+
+local function arg()
+  next_arg = next_arg + 1
+  return ARGV[next_arg]
+end
+
+local function fields_arg()
+  local fields = {}
+  for i = 1, 2 * tonumber(arg()) do fields[i] = arg() end
+  return fields
+end
+
+local function lane_keys()
+  local lanes = {}
+  for _, lane in ipairs(LANES) do lanes[lane] = key() end
+  return lanes
+end
+
+local function job_keys()
+  return {job = key(), result = key(), group = key(), group_done = key()}
+end
+
+local function integer(number)
+  return string.format('%.0f', number)
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- The job's hash without its body, numbers as numbers, fence as the string it is; nil when there is none.
+local function read_job(job_key)
+  local values = redis.call('HMGET', job_key, unpack(JOB_FIELDS))
+  if not values[1] then return nil end
+  local job = {}
+  for i, name in ipairs(JOB_FIELDS) do job[name] = values[i] or '' end
+  for _, name in ipairs({'published', 'epoch', 'accepted_ms', 'crashed', 'base'}) do
+    job[name] = tonumber(job[name]) or 0
+  end
+  return job
+end
+
+local function owns(job, worker, fence)
+  return job and job.state == 'running' and job.worker == worker and job.fence == fence
+end
+
+local function stream_id(job, suffix)
+  return integer(job.epoch * 4294967296 + job.published) .. suffix
+end
+
+-- A lane entry's payload stays in the hash, so moving a job between lanes is cheap.
+local function enqueue(lane_key, id, group)
+  if group == '' then return redis.call('XADD', lane_key, '*', 'id', id) end
+  return redis.call('XADD', lane_key, '*', 'id', id, 'group', group)
+end
+
+-- Acked and deleted: XLEN minus pending is the true backlog.
+local function drop_entry(lanes, lane, entry)
+  redis.call('XACK', lanes[lane], GROUP, entry)
+  redis.call('XDEL', lanes[lane], entry)
+end
+
+local function is_pending(lane_key, entry, worker)
+  local ok = redis.pcall('XPENDING', lane_key, GROUP, entry, entry, 1, worker)
+  return not ok.err and #ok > 0
+end
+
+local function count_in_group(keys, group, name, ttl_s)
+  redis.call('HINCRBY', keys.group, name, 1)
+  redis.call('EXPIRE', keys.group, ttl_s)
+end
+
+-- new: digest, body, group, result_ttl_s, deadline_ms (from acceptance, or ''), group_ttl_s.
+local function create_job(keys, id, new, state, lane, entry, accepted_ms, deadlines)
+  local deadline = ''
+  if new.deadline_ms ~= '' then deadline = integer(accepted_ms + tonumber(new.deadline_ms)) end
+  redis.call('HSET', keys.job, 'version', VERSION, 'state', state, 'fence', 0, 'worker', '', 'lane', lane,
+    'entry', entry, 'published', 0, 'epoch', 0, 'base', 0, 'handed_back', 0, 'failed', 0, 'crashed', 0,
+    'accepted_ms', integer(accepted_ms), 'deadline_ms', deadline, 'group', new.group, 'digest', new.digest,
+    'result_ttl_s', new.result_ttl_s, 'body', new.body)
+  redis.call('PERSIST', keys.job)
+  redis.call('DEL', keys.result)
+  if deadline ~= '' then redis.call('ZADD', deadlines, deadline, id) end
+  if new.group ~= '' then count_in_group(keys, new.group, 'total', new.group_ttl_s) end
+end
+
+local function submission_args()
+  return {digest = arg(), body = arg(), deadline_ms = arg(), result_ttl_s = arg(), group_ttl_s = arg()}
+end
+
+local function accepted_at(entry)
+  return tonumber(string.match(entry, '^(%d+)-'))
+end
+
+-- Deltas that are not told yet, in order, and where they end; nil when one of them does not join what is told.
+local function plan_deltas(published, deltas)
+  local fresh = {}
+  for _, delta in ipairs(deltas) do
+    if delta.last > published then
+      if delta.offset ~= published then return nil end
+      published = delta.last
+      fresh[#fresh + 1] = delta
+    end
+  end
+  return fresh, published
+end
+
+local function deltas_arg()
+  local deltas = {}
+  for i = 1, tonumber(arg()) do
+    deltas[i] = {offset = tonumber(arg()), last = tonumber(arg()), id = arg(), fields = fields_arg()}
+  end
+  return deltas
+end
+
+local function append_deltas(keys, job, fresh, published, now)
+  if #fresh == 0 then return end
+  for _, delta in ipairs(fresh) do redis.call('XADD', keys.result, delta.id, unpack(delta.fields)) end
+  redis.call('HSET', keys.job, 'published', integer(published))
+  if job.first_token_ms == '' then redis.call('HSET', keys.job, 'first_token_ms', integer(now)) end
+  job.published = published
+end
+
+-- The final word and all that follows from it. The caller has seen that the job is not final.
+local function settle(keys, id, job, state, fields, now, deadlines, not_before, group_ttl_s)
+  redis.call('ZREM', deadlines, id)
+  redis.call('ZREM', not_before, id)
+  redis.call('XADD', keys.result, stream_id(job, '-1'), unpack(fields))
+  redis.call('HSET', keys.job, 'state', state, 'finished_ms', integer(now))
+  if job.group ~= '' then
+    count_in_group(keys, job.group, state, group_ttl_s)
+    redis.call('XADD', keys.group_done, '*', 'id', id, 'state', state)
+    redis.call('EXPIRE', keys.group_done, group_ttl_s)
+  end
+  redis.call('EXPIRE', keys.result, job.result_ttl_s)
+  redis.call('EXPIRE', keys.job, job.result_ttl_s)
+end
+
+-- What a result stream has told since its last reset: choice index -> {text, finish_reason}, and the highest index.
+local function fold(result_key)
+  local choices, top = {}, 0
+  for _, entry in ipairs(redis.call('XRANGE', result_key, '-', '+')) do
+    local fields = {}
+    for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+    if fields.type == 'reset' then
+      choices, top = {}, 0
+    elseif fields.type == 'delta' then
+      local index = tonumber(fields.index or '0')
+      local choice = choices[index] or {text = {}}
+      choice.text[#choice.text + 1] = fields.text
+      choice.finish_reason = fields.finish_reason
+      choices[index] = choice
+      top = math.max(top, index)
+    end
+  end
+  return choices, top
+end
+
+-- The terminal entry of a job that nobody runs: its partial text is what its readers have seen.
+local function folded_terminal(keys, job, kind, reason, now, failure)
+  local choices, top = fold(keys.result)
+  local list = {}
+  for index = 0, top do
+    local choice = choices[index] or {text = {}}
+    list[index + 1] = {index = index, text = table.concat(choice.text), finish_reason = choice.finish_reason or reason}
+  end
+  local fields = {'type', kind, 'finish_reason', reason, 'text', list[1].text,
+    'usage', string.format('{"prompt_tokens":0,"completion_tokens":%.0f,"cached_tokens":0}', job.published),
+    'timings', string.format('{"total":%.0f}', now - job.accepted_ms)}
+  local function add(name, value) fields[#fields + 1] = name; fields[#fields + 1] = value end
+  if top > 0 then add('choices', cjson.encode(list)) end
+  if failure then add('error', cjson.encode({code = failure[1], message = failure[2]})) end
+  return fields
+end
+
+local function is_past_deadline(job, now)
+  return job.deadline_ms ~= '' and tonumber(job.deadline_ms) <= now
+end
+
+-- Keys of another group were declared: the caller looked before the job was made, or forgot to say.
+local function wrong_group(id)
+  return redis.error_reply('GROUP the call must name the group of ' .. id)
+end

@@ -1,0 +1,54 @@
+"""Typed calls of the scripts: how a transition is built and run. The one place that speaks to the server."""
+
+from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Script, Steps
+from tokenmill.wire.store.connection import DEFAULT_URL, connect, connect_async, hide_password
+from tokenmill.wire.store.runner import AsyncStore, Store
+from tokenmill.wire.store.transitions import Transitions
+from tokenmill.wire.store.values import (
+    BeginReply,
+    Claim,
+    Delivery,
+    Finish,
+    FinishReply,
+    Held,
+    JobInfo,
+    LaneStatistics,
+    Publication,
+    PublishReply,
+    QueueStatistics,
+    Renewal,
+    Submission,
+    SubmitReply,
+    WorkerStatistics,
+)
+
+__all__ = [
+    "DEFAULT_URL",
+    "AsyncStore",
+    "BeginReply",
+    "Call",
+    "Claim",
+    "Command",
+    "Delivery",
+    "Finish",
+    "FinishReply",
+    "Held",
+    "JobInfo",
+    "LaneStatistics",
+    "Operation",
+    "Procedure",
+    "Publication",
+    "PublishReply",
+    "QueueStatistics",
+    "Renewal",
+    "Script",
+    "Steps",
+    "Store",
+    "Submission",
+    "SubmitReply",
+    "Transitions",
+    "WorkerStatistics",
+    "connect",
+    "connect_async",
+    "hide_password",
+]

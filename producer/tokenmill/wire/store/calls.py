@@ -1,0 +1,129 @@
+"""Calls and procedures: what to send and how to read the answer, without sending it. Knows no connection.
+
+An operation is a generator of command batches that is sent their replies (an error reply is a value too) and returns
+its result. `Store` and `AsyncStore` differ only in how they carry a batch to the server.
+"""
+
+import hashlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import resources
+from typing import Any, Generic, Protocol, TypeVar
+
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from tokenmill.wire.errors import FencedError, QueueBusyError, UnavailableError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+Argument = str | bytes | int | float
+Command = tuple[Argument, ...]
+Steps = Generator[Sequence[Command], list[Any], T]
+
+_PASSING = (BusyLoadingError, ClusterDownError, ConnectionError, MasterDownError, ReadOnlyError, TryAgainError)
+
+
+class Operation(Protocol[T_co]):
+    """What a store can run."""
+
+    def steps(self) -> Steps[T_co]: ...
+
+
+@dataclass(frozen=True)
+class Script:
+    """One transition in Lua, with the shared part before it."""
+
+    name: str
+
+    @classmethod
+    @cache
+    def load(cls, name: str) -> "Script":
+        return cls(name)
+
+    @cached_property
+    def text(self) -> str:
+        folder = resources.files("tokenmill.wire") / "scripts"
+        return "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("lib", self.name))
+
+    @cached_property
+    def sha(self) -> str:
+        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One transition: a script, every key it may touch, its arguments, and how its reply reads."""
+
+    script: Script
+    keys: tuple[str, ...]
+    args: tuple[Argument, ...]
+    parse: Callable[[Any], T]
+
+    def steps(self) -> Steps[T]:
+        results = yield from evaluate([self])
+        return results[0]
+
+    @property
+    def by_sha(self) -> Command:
+        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
+
+    @property
+    def by_text(self) -> Command:
+        return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.args)
+
+
+@dataclass(frozen=True, slots=True)
+class Procedure(Generic[T]):
+    """Several round trips: look candidates up with plain commands, then call scripts that check again."""
+
+    start: Callable[[], Steps[T]]
+
+    def steps(self) -> Steps[T]:
+        return self.start()
+
+
+def evaluate(calls: Sequence[Call[T]]) -> Steps[list[T]]:
+    """All calls in one batch, in order.
+
+    Where the server has forgotten a script, that call and all after it are sent again with their text: transitions
+    are idempotent, and the order of a job's publish and finish must hold.
+    """
+    replies = yield [call.by_sha for call in calls]
+    forgotten = next((i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)), None)
+    if forgotten is not None:
+        again = yield [call.by_text for call in calls[forgotten:]]
+        replies = replies[:forgotten] + again
+    return [call.parse(checked(reply)) for call, reply in zip(calls, replies, strict=True)]
+
+
+def checked(reply: Any) -> Any:
+    """The reply itself, or the error of ours that an error reply means."""
+    if not isinstance(reply, Exception):
+        return reply
+    raise translate(reply) from reply
+
+
+def translate(error: Exception) -> Exception:
+    """The error of ours for one of the server's; one that is a bug of ours stays as it is."""
+    if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error):
+        return QueueBusyError("the server is at its memory limit; try again later", retry_after_s=1.0)
+    if isinstance(error, _PASSING):
+        return UnavailableError(f"the server cannot answer now: {error}")
+    if isinstance(error, ResponseError) and "FENCED" in str(error):
+        return FencedError(str(error))
+    if isinstance(error, RedisError):
+        return error
+    return UnavailableError(str(error))

@@ -1,0 +1,68 @@
+"""Connections to the server: one place for URLs, timeouts and retries. Knows no key and no script."""
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from tokenmill.wire.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_URL = "redis://localhost:6379/0"
+
+CONNECT_TIMEOUT_S = 5.0
+REPLY_MARGIN_S = 5.0  # how long a reply may take, on top of the time that a command was asked to block
+RETRIES = 3  # 0.05 + 0.1 + 0.2 s: long enough for a failover of a proxy, short enough for a wrong URL
+
+_SCHEMES = ("redis", "rediss", "unix")
+
+
+def connect(url: str = DEFAULT_URL, *, block_s: float = 0.0, retries: int = RETRIES) -> "redis.Redis":
+    """A client for `redis://`, `rediss://` or `unix://`; nothing is sent yet.
+
+    `block_s`: the longest time its commands block. `retries` 0 for who must notice every lost reply.
+    """
+    backoff = ExponentialBackoff(cap=0.5, base=0.05)
+    return redis.Redis.from_url(_checked(url), retry=Retry(backoff, retries), **_options(block_s))
+
+
+def connect_async(url: str = DEFAULT_URL, *, block_s: float = 0.0, retries: int = RETRIES) -> "redis.asyncio.Redis":
+    """As `connect`, for asyncio."""
+    backoff = ExponentialBackoff(cap=0.5, base=0.05)
+    return redis.asyncio.Redis.from_url(_checked(url), retry=AsyncRetry(backoff, retries), **_options(block_s))
+
+
+def hide_password(url: str) -> str:
+    """The URL as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None and "password=" not in parts.query:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    netloc = f"{parts.username or ''}:***@{host}" if parts.password is not None else parts.netloc
+    query = "&".join("password=***" if part.startswith("password=") else part for part in parts.query.split("&"))
+    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+
+
+def url_of(client: "redis.Redis | redis.asyncio.Redis") -> str:
+    """Where a client connects to, for messages; never a password."""
+    options: Mapping[str, Any] = client.connection_pool.connection_kwargs
+    if "path" in options:
+        return f"unix://{options['path']}"
+    return f"redis://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db') or 0}"
+
+
+def _checked(url: str) -> str:
+    if urlsplit(url).scheme in _SCHEMES:
+        return url
+    shown = hide_password(url)
+    raise InvalidRequestError(f"a server URL starts with redis://, rediss:// or unix://, got {shown!r}", param="url")
+
+
+def _options(block_s: float) -> dict[str, Any]:
+    return {"socket_timeout": block_s + REPLY_MARGIN_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}

@@ -1,0 +1,97 @@
+"""Carries operations to the server and back, blocking or awaiting. Knows no key, no script and no message."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
+
+from tokenmill.wire.errors import UnavailableError
+from tokenmill.wire.store.calls import Call, Command, Operation, Steps, evaluate
+from tokenmill.wire.store.connection import url_of
+
+if TYPE_CHECKING:
+    import redis
+    import redis.asyncio
+
+T = TypeVar("T")
+
+
+class Store:
+    """Runs operations over a blocking client; as thread-safe as that client, which is: each call takes a connection."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self.client = client
+
+    def run(self, operation: Operation[T]) -> T:
+        """The operation's result. UnavailableError, FencedError or QueueBusyError say why there is none."""
+        return self._drive(operation.steps())
+
+    def pipeline(self, calls: Sequence[Call[T]]) -> list[T]:
+        """All calls in one round trip, in order."""
+        return self._drive(evaluate(calls)) if calls else []
+
+    def send(self, commands: Sequence[Command]) -> list[Any]:
+        """One batch in one round trip; an error reply is a value among the replies."""
+        try:
+            pipe: Any = self.client.pipeline(transaction=False)  # typed only in part
+            for command in commands:
+                pipe.execute_command(*command)
+            return list(pipe.execute(raise_on_error=False))
+        except (ConnectionError, TimeoutError, OSError) as error:
+            raise _unavailable(self.client, error) from error
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _drive(self, steps: Steps[T]) -> T:
+        try:
+            commands = next(steps)
+            while True:
+                commands = steps.send(self.send(commands))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+class AsyncStore:
+    """As Store, over an asyncio client."""
+
+    def __init__(self, client: "redis.asyncio.Redis") -> None:
+        self.client = client
+
+    async def run(self, operation: Operation[T]) -> T:
+        return await self._drive(operation.steps())
+
+    async def pipeline(self, calls: Sequence[Call[T]]) -> list[T]:
+        return await self._drive(evaluate(calls)) if calls else []
+
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            pipe: Any = self.client.pipeline(transaction=False)  # typed only in part
+            for command in commands:
+                pipe.execute_command(*command)
+            return list(await pipe.execute(raise_on_error=False))
+        except (ConnectionError, TimeoutError, OSError) as error:
+            raise _unavailable(self.client, error) from error
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    async def _drive(self, steps: Steps[T]) -> T:
+        try:
+            commands = next(steps)
+            while True:
+                commands = steps.send(await self.send(commands))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+def _unavailable(client: "redis.Redis | redis.asyncio.Redis", error: Exception) -> UnavailableError:
+    url = url_of(client)
+    if isinstance(error, AuthenticationError):
+        return UnavailableError(f"{url} refused the user or password: {error}")
+    return UnavailableError(
+        f"no answer from {url}: {error}. Is the server running, and is this its URL? `docker compose up` starts one; "
+        f"set TOKENMILL_REDIS_URL or pass --redis for another"
+    )

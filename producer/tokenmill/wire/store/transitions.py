@@ -1,0 +1,216 @@
+"""The transitions of one partition of one queue, as pure builders of calls. Knows every script's keys and arguments.
+
+Lua reads KEYS and ARGV in the order written here; the head of each script says the same from its side.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tokenmill.wire.keys import (
+    DEAD_MAXLEN,
+    GROUP_TTL_S,
+    MAX_DEPTH,
+    MAX_JOBS_PER_CALL,
+    WORKER_INFO_TTL_MS,
+    Keys,
+    Lane,
+)
+from tokenmill.wire.messages import DeltaEntry, stream_id
+from tokenmill.wire.store.calls import Argument, Call, Script
+from tokenmill.wire.store.values import (
+    BeginReply,
+    Claim,
+    Finish,
+    FinishReply,
+    Publication,
+    PublishReply,
+    Renewal,
+    Submission,
+    SubmitReply,
+)
+
+BUSY_RETRY_AFTER_MS = 1_000
+
+
+class Transitions:
+    """Builders of calls; each call takes at most MAX_JOBS_PER_CALL jobs."""
+
+    def __init__(self, keys: Keys, *, max_depth: int = MAX_DEPTH) -> None:
+        self.keys = keys
+        self.max_depth = max_depth
+
+    def submit(self, submissions: Sequence[Submission]) -> Call[list[SubmitReply]]:
+        """Accept new requests; one reply each, in order."""
+        _check_count(submissions)
+        keys = [self.keys.deadlines, self.keys.not_before, *self._lanes()]
+        args: list[Argument] = [self.max_depth, BUSY_RETRY_AFTER_MS, len(submissions)]
+        for new in submissions:
+            keys += self._job(new.request_id, new.group)
+            args += [new.request_id, new.group or "", new.lane.value, _optional(new.not_before_ms), *_submission(new)]
+        return _call("submit", keys, args, _submit_replies)
+
+    def register(self, worker: str, info: Mapping[str, str], ttl_ms: int) -> Call[None]:
+        """Take a lease under a name never used before. FencedError: the name is being reaped, take another."""
+        keys = [self.keys.workers, self.keys.dead_workers, self.keys.worker_info(worker), *self._lanes()]
+        return _call("register", keys, [worker, ttl_ms, _info_ttl_ms(ttl_ms), *_fields(info)], _nothing)
+
+    def renew(self, worker: str, ttl_ms: int) -> Call[Renewal]:
+        """Extend the lease; tells which requests to cancel, again and again until they are final."""
+        keys = [self.keys.workers, self.keys.worker_info(worker), self.keys.cancels(worker)]
+        return _call("renew", keys, [worker, ttl_ms, _info_ttl_ms(ttl_ms)], _renewal)
+
+    def cancels(self, worker: str) -> Call[Renewal]:
+        """The same answer as renew, without renewing."""
+        return _call("cancels", [self.keys.workers, self.keys.cancels(worker)], [worker], _renewal)
+
+    def inform(self, worker: str, info: Mapping[str, str]) -> Call[None]:
+        """Refresh what the worker tells about itself; nothing happens when it has no lease."""
+        keys = [self.keys.workers, self.keys.worker_info(worker)]
+        return _call("inform", keys, [worker, WORKER_INFO_TTL_MS, *_fields(info)], _nothing)
+
+    def begin(self, worker: str, claims: Sequence[Claim], *, fingerprint: str = "") -> Call[list[BeginReply]]:
+        """Begin what the worker has read; one reply each, in order. FencedError: the worker has no lease.
+
+        `fingerprint` of weights + tokenizer + template: tokens told under another one are reset here, atomically.
+        """
+        _check_count(claims)
+        keys = [self.keys.workers, self.keys.deadlines, self.keys.not_before, self.keys.dead, *self._lanes()]
+        args: list[Argument] = [worker, fingerprint, GROUP_TTL_S, DEAD_MAXLEN, len(claims)]
+        for claim in claims:
+            keys += self._job(claim.request_id, claim.group)
+            args += _claim(claim)
+        return _call("begin", keys, args, _begin_replies)
+
+    def publish(self, worker: str, publications: Sequence[Publication]) -> Call[list[PublishReply]]:
+        """Append deltas; one reply each, in order. Publishing the same twice is the same as once."""
+        _check_count(publications)
+        keys: list[str] = []
+        args: list[Argument] = [worker, len(publications)]
+        for job in publications:
+            keys += [self.keys.job(job.request_id), self.keys.result(job.request_id)]
+            args += [job.fence, job.epoch, *_deltas(job.entries, job.epoch)]
+        return _call("publish", keys, args, _publish_replies)
+
+    def finish(self, worker: str, finishes: Sequence[Finish]) -> Call[list[FinishReply]]:
+        """Last deltas, terminal entry and ack in one; one reply each, in order."""
+        _check_count(finishes)
+        keys = [self.keys.deadlines, self.keys.not_before, self.keys.cancels(worker), *self._lanes()]
+        args: list[Argument] = [worker, GROUP_TTL_S, len(finishes)]
+        for job in finishes:
+            keys += self._job(job.request_id, job.group)
+            args += [job.request_id, job.fence, job.epoch, job.group or "", job.state, _optional(_end(job))]
+            args += [*_deltas(job.deltas, job.epoch), *_fields(job.terminal.encode())]
+        return _call("finish", keys, args, _finish_replies)
+
+    def _lanes(self) -> list[str]:
+        return [self.keys.lane(lane) for lane in Lane]
+
+    def _job(self, request_id: str, group: str | None) -> list[str]:
+        """A job's four keys; without a group the job's own key stands in, and is not used as one."""
+        job = self.keys.job(request_id)
+        if group is None:
+            return [job, self.keys.result(request_id), job, job]
+        return [job, self.keys.result(request_id), self.keys.group(group), self.keys.group_done(group)]
+
+
+def _call(name: str, keys: Sequence[str], args: Sequence[Argument], parse: Any) -> Call[Any]:
+    return Call(Script.load(name), tuple(keys), tuple(args), parse)
+
+
+def _check_count(jobs: Sequence[object]) -> None:
+    if len(jobs) > MAX_JOBS_PER_CALL:
+        raise ValueError(f"at most {MAX_JOBS_PER_CALL} jobs a call, got {len(jobs)}")
+
+
+def _submission(new: Submission) -> list[Argument]:
+    return [new.digest, new.body, _optional(new.deadline_ms), new.result_ttl_s, GROUP_TTL_S]
+
+
+def _claim(claim: Claim) -> list[Argument]:
+    args: list[Argument] = [claim.lane.value, claim.entry_id, claim.request_id, claim.group or ""]
+    return [*args, 1, *_submission(claim.raw)] if claim.raw is not None else [*args, 0]
+
+
+def _deltas(entries: Sequence[DeltaEntry], epoch: int) -> list[Argument]:
+    args: list[Argument] = [len(entries)]
+    for entry in entries:
+        args += [entry.offset, entry.end, stream_id(epoch, entry.end), *_fields(entry.encode())]
+    return args
+
+
+def _end(job: Finish) -> int | None:
+    return job.deltas[-1].end if job.num_tokens is None and job.deltas else job.num_tokens
+
+
+def _fields(fields: Mapping[str, str]) -> list[Argument]:
+    return [len(fields), *(part for pair in fields.items() for part in pair)]
+
+
+def _optional(value: int | None) -> Argument:
+    return "" if value is None else value
+
+
+def _info_ttl_ms(ttl_ms: int) -> int:
+    return max(WORKER_INFO_TTL_MS, 3 * ttl_ms)
+
+
+def _nothing(reply: object) -> None:
+    return None
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode()
+
+
+def _renewal(reply: tuple[int, Iterable[bytes]]) -> Renewal:
+    return Renewal(bool(reply[0]), tuple(sorted(_text(request_id) for request_id in reply[1])))
+
+
+def _submit_replies(replies: Sequence[Sequence[bytes]]) -> list[SubmitReply]:
+    return [_submit_reply(_text(status), _text(state), _text(retry)) for status, state, retry in replies]
+
+
+def _submit_reply(status: Any, state: Any, retry_after_ms: str) -> SubmitReply:
+    return SubmitReply(status, state or None, int(retry_after_ms) if retry_after_ms else None)
+
+
+def _begin_replies(replies: Sequence[Sequence[bytes]]) -> list[BeginReply]:
+    return [_begin_reply(_text(reply[0]), *reply[1:]) for reply in replies]
+
+
+def _begin_reply(status: Any, request_id: bytes, *rest: bytes) -> BeginReply:
+    if status != "begun":
+        return BeginReply(status=status, request_id=_text(request_id))
+    begun_ms, fence, body, published, epoch, failed, crashed, fingerprint, accepted_ms, deadline_ms, ttl_s, group = rest
+    return BeginReply(
+        status=status,
+        request_id=_text(request_id),
+        fence=int(fence),
+        body=body,
+        published=int(published),
+        epoch=int(epoch),
+        failed=int(failed),
+        crashed=int(crashed),
+        fingerprint=_text(fingerprint),
+        accepted_ms=int(accepted_ms),
+        begun_ms=int(begun_ms),
+        deadline_ms=int(deadline_ms) if deadline_ms else None,
+        result_ttl_s=int(ttl_s),
+        group=_text(group) or None,
+    )
+
+
+def _publish_replies(replies: Sequence[tuple[Any, int, int]]) -> list[PublishReply]:
+    return [_publish_reply(_text(status), published, flag) for status, published, flag in replies]
+
+
+def _publish_reply(status: Any, published: int, flag: int) -> PublishReply:
+    return PublishReply(status, published, bool(flag))
+
+
+def _finish_replies(replies: Sequence[tuple[Any, int]]) -> list[FinishReply]:
+    return [_finish_reply(_text(status), published) for status, published in replies]
+
+
+def _finish_reply(status: Any, published: int) -> FinishReply:
+    return FinishReply(status, published)

@@ -1,0 +1,229 @@
+"""What goes into the transitions and what comes out. Plain frozen values; knows no script and no server."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tokenmill.wire.keys import Lane
+from tokenmill.wire.messages import DeltaEntry, JobState, RawEntry, Request, TerminalEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One request as `submit` stores it. `deadline_ms` counts from acceptance, `not_before_ms` from now."""
+
+    request_id: str
+    body: bytes
+    digest: str
+    lane: Lane
+    result_ttl_s: int
+    deadline_ms: int | None = None
+    not_before_ms: int | None = None
+    group: str | None = None
+
+    @classmethod
+    def of(cls, request_id: str, request: Request, lane: Lane) -> "Submission":
+        return cls(
+            request_id=request_id,
+            body=request.encode(),
+            digest=request.digest,
+            lane=lane,
+            result_ttl_s=request.result_ttl_s,
+            deadline_ms=None if request.deadline_s is None else max(1, round(request.deadline_s * 1000)),
+            group=request.group,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitReply:
+    """`state`: of the job under this id now. `retry_after_ms` when busy."""
+
+    status: Literal["accepted", "dup", "conflict", "busy"]
+    state: JobState | None = None
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One entry as a lane handed it out."""
+
+    lane: Lane
+    entry_id: str
+    fields: Mapping[bytes, bytes]
+
+    @property
+    def is_raw(self) -> bool:
+        """It carries its payload itself; a submitted one only names its job."""
+        return not self.fields.keys() <= {b"id", b"group"} or b"id" not in self.fields
+
+    @property
+    def request_id(self) -> str:
+        """Never raises: a broken raw entry answers under the id its producer waits for, or `<lane>-<entry id>`."""
+        if self.is_raw:
+            return RawEntry.identify(self.lane, self.entry_id, self.fields)
+        return self.fields[b"id"].decode("utf-8", "backslashreplace")
+
+    def claim(self) -> "Claim":
+        """What `begin` wants to know of it. DecodeError or InvalidRequestError: bury it with that reason."""
+        if self.is_raw:
+            request_id, request = RawEntry.parse(self.lane, self.entry_id, self.fields)
+            raw = Submission.of(request_id, request, self.lane)
+            return Claim(self.lane, self.entry_id, request_id, raw=raw, group=request.group)
+        group = self.fields.get(b"group")
+        return Claim(self.lane, self.entry_id, self.request_id, group=group.decode() if group else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An entry that a worker has read. `raw`: its job is made from this when there is none.
+
+    `group`: as the entry or the raw request says; its keys must be declared. Use `Delivery.claim()`.
+    """
+
+    lane: Lane
+    entry_id: str
+    request_id: str
+    raw: Submission | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeginReply:
+    """What became of a claim. Only `begun` carries the rest; every other status is settled already: acked, and where
+    a final word was due it is written.
+
+    `published` tokens stand in the result stream in `epoch`; with another model's tokens the job was reset by begin
+    itself, and `published` is 0. Times are server ms; `begun_ms` is now.
+    """
+
+    status: Literal["begun", "skipped", "expired", "cancelled", "conflict"]
+    request_id: str
+    fence: int = 0
+    body: bytes = b""
+    published: int = 0
+    epoch: int = 0
+    failed: int = 0
+    crashed: int = 0
+    fingerprint: str = ""
+    accepted_ms: int = 0
+    begun_ms: int = 0
+    deadline_ms: int | None = None
+    result_ttl_s: int = 0
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """`is_fenced`: the lease is gone, drop everything and register anew under a new name."""
+
+    is_fenced: bool
+    cancelled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """Deltas of one running job, in order."""
+
+    request_id: str
+    fence: int
+    epoch: int
+    entries: tuple[DeltaEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReply:
+    """`gap`: the first entry does not start at `published`; nothing was written, go on from there."""
+
+    status: Literal["ok", "fenced", "gap"]
+    published: int = 0
+    is_cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """The last deltas and the terminal entry of one running job. `group` as BeginReply gave it.
+
+    `num_tokens`: tokens that must be told when the terminal entry is written, else the answer is `gap`; None takes
+    the end of the last delta or, without deltas, whatever is there (a request refused before it ran).
+    """
+
+    request_id: str
+    fence: int
+    epoch: int
+    terminal: TerminalEntry
+    state: Literal["done", "failed", "cancelled", "expired", "dead"]
+    deltas: tuple[DeltaEntry, ...] = ()
+    group: str | None = None
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishReply:
+    """`gap`: tokens before these deltas are missing; nothing was written, go on from `published`."""
+
+    status: Literal["ok", "fenced", "gap"]
+    published: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A job that a draining worker hands back."""
+
+    request_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInfo:
+    """The job's hash as far as a reader cares; None where there is no job."""
+
+    state: JobState
+    published: int
+    accepted_ms: int
+    worker: str
+    is_cancelled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStatistics:
+    """`backlog` waits unread, `in_flight` is held by workers. `oldest_age_s` of the oldest entry, None when empty."""
+
+    backlog: int
+    in_flight: int
+    oldest_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatistics:
+    """One live worker: seconds left of its lease, and what it tells about itself."""
+
+    name: str
+    lease_left_s: float
+    info: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatistics:
+    """One immutable look at a queue: the source of `tokenmill queue`, of the dashboard and of tests."""
+
+    queue: str
+    lanes: dict[str, LaneStatistics]
+    workers: tuple[WorkerStatistics, ...] = ()
+    dead_letters: int = 0
+    scheduled: int = 0
+    unread_since_ms: int | None = field(default=None, repr=False)
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait for a worker."""
+        return sum(lane.backlog for lane in self.lanes.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that a worker holds."""
+        return sum(lane.in_flight for lane in self.lanes.values())
+
+    @property
+    def oldest_age_s(self) -> float | None:
+        """Age of the oldest unfinished request, waiting or held."""
+        return max((lane.oldest_age_s for lane in self.lanes.values() if lane.oldest_age_s is not None), default=None)

@@ -1,0 +1,49 @@
+"""Fixtures that every test may use: a real server for the session, a queue of its own for each test."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import redis
+from tokenmill.wire.keys import Keys
+from tokenmill.wire.store import Store, Transitions, connect
+
+from tests.support.servers import running_server
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A real Valkey, started once."""
+    with running_server() as server:
+        yield server.tcp_url
+
+
+@pytest.fixture
+def queue() -> str:
+    """A queue name that no other test uses: tests share one server and never see each other."""
+    return f"test-{next(_numbers)}"
+
+
+@pytest.fixture
+def keys(queue: str) -> Keys:
+    return Keys(queue)
+
+
+@pytest.fixture
+def transitions(keys: Keys) -> Transitions:
+    return Transitions(keys)
+
+
+@pytest.fixture
+def server(redis_url: str) -> Iterator[redis.Redis]:
+    """A bare client: what a producer in any other language has."""
+    client = connect(redis_url)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def store(server: redis.Redis) -> Store:
+    return Store(server)

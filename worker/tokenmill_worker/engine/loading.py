@@ -36,7 +36,7 @@ MODEL_FAULTS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, Attri
 def load(config: EngineConfig) -> Loaded:
     """Raises ModelError, with what to do about it, for a model that is not there or cannot run packed."""
     with _quiet_transformers():
-        folder = checkpoint.locate(config.model, cache_dir=_cache_dir(config))
+        folder = checkpoint.locate(config.model, cache_dir=cache_dir(config))
         model = _load_model(folder, config)
         hf_tokenizer = _load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
         adapter = _packed(model, config)
@@ -73,7 +73,8 @@ def _checksum(weights: torch.Tensor) -> tuple[int, int]:
     return int(bits.sum(dtype=torch.int64)), int(bits[:: max(1, bits.numel() // 1009)][::2].sum(dtype=torch.int64))
 
 
-def _cache_dir(config: EngineConfig) -> Path:
+def cache_dir(config: EngineConfig) -> Path:
+    """Where dequantized weights are kept."""
     return Path(config.cache_dir).expanduser() if config.cache_dir else Path.home() / ".cache" / "tokenmill"
 
 

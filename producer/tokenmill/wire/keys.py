@@ -18,6 +18,7 @@ GROUP_TTL_S = 7 * 86_400  # counts and fan-in of a bulk run: a week, a run may b
 DEAD_MAXLEN = 10_000  # dead letters kept; entries, approximate
 MAX_DEPTH = 1_000_000  # entries on one lane before submit answers busy
 MAX_BODY_BYTES = 1 << 20  # a larger body is refused
+MAX_CRASHES = 8  # owners that may die under one request without a token of progress before it is given up
 MAX_JOBS_PER_CALL = 100  # jobs one script call may touch: bounds how long the server is blocked
 
 

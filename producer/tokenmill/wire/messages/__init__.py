@@ -1,6 +1,7 @@
 """What travels between producers and workers, as frozen values with encode and decode. Knows no Redis."""
 
 from tokenmill.wire.messages.entries import (
+    ChoiceText,
     DeltaEntry,
     Entry,
     ResetEntry,
@@ -33,6 +34,7 @@ from tokenmill.wire.messages.result import (
 __all__ = [
     "PROTOCOL_VERSION",
     "Choice",
+    "ChoiceText",
     "Completion",
     "Delta",
     "DeltaEntry",

@@ -19,8 +19,7 @@ end
 -- The first request under this id is undisturbed.
 local function refuse(claim)
   drop_entry(lanes, claim.lane, claim.entry)
-  redis.call('XADD', dead, 'MAXLEN', '~', dead_maxlen, '*', 'reason', 'conflict', 'id', claim.id, 'lane', claim.lane,
-    'entry', claim.entry, 'body', claim.raw.body)
+  dead_letter(dead, dead_maxlen, 'conflict', claim, 'body', claim.raw.body)
   return {'conflict', claim.id}
 end
 
@@ -73,11 +72,7 @@ local function begin(claim)
 end
 
 for i = 1, count do
-  local claim = {keys = job_keys(), lane = arg(), entry = arg(), id = arg(), group = arg()}
-  if arg() == '1' then
-    claim.raw = submission_args()
-    claim.raw.group = claim.group
-  end
+  local claim = next_claim()
   replies[i] = begin(claim)
   if replies[i].err then return replies[i] end
 end

@@ -96,7 +96,6 @@ local function create_job(keys, id, new, state, lane, entry, accepted_ms, deadli
     'entry', entry, 'published', 0, 'epoch', 0, 'base', 0, 'handed_back', 0, 'failed', 0, 'crashed', 0,
     'accepted_ms', integer(accepted_ms), 'deadline_ms', deadline, 'group', new.group, 'digest', new.digest,
     'result_ttl_s', new.result_ttl_s, 'body', new.body)
-  redis.call('PERSIST', keys.job)
   redis.call('DEL', keys.result)
   if deadline ~= '' then redis.call('ZADD', deadlines, deadline, id) end
   if new.group ~= '' then count_in_group(keys, new.group, 'total', new.group_ttl_s) end
@@ -104,6 +103,20 @@ end
 
 local function submission_args()
   return {digest = arg(), body = arg(), deadline_ms = arg(), result_ttl_s = arg(), group_ttl_s = arg()}
+end
+
+local function next_claim()
+  local claim = {keys = job_keys(), lane = arg(), entry = arg(), id = arg(), group = arg()}
+  if arg() == '1' then
+    claim.raw = submission_args()
+    claim.raw.group = claim.group
+  end
+  return claim
+end
+
+local function dead_letter(letters, maxlen, reason, claim, ...)
+  redis.call('XADD', letters, 'MAXLEN', '~', maxlen, '*', 'reason', reason, 'id', claim.id, 'lane', claim.lane,
+    'entry', claim.entry, ...)
 end
 
 local function accepted_at(entry)

@@ -2,6 +2,7 @@
 
 from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Script, Steps
 from tokenmill.wire.store.connection import DEFAULT_URL, connect, connect_async, hide_password
+from tokenmill.wire.store.procedures import CancelReply
 from tokenmill.wire.store.runner import AsyncStore, Store
 from tokenmill.wire.store.transitions import Transitions
 from tokenmill.wire.store.values import (
@@ -27,6 +28,7 @@ __all__ = [
     "AsyncStore",
     "BeginReply",
     "Call",
+    "CancelReply",
     "Claim",
     "Command",
     "Delivery",

@@ -65,4 +65,5 @@ def _checked(url: str) -> str:
 
 
 def _options(block_s: float) -> dict[str, Any]:
-    return {"socket_timeout": block_s + REPLY_MARGIN_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+    # Replies differ in shape between the protocol versions, so ours is fixed.
+    return {"protocol": 2, "socket_timeout": block_s + REPLY_MARGIN_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}

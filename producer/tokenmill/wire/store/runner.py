@@ -15,6 +15,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Fields = dict[bytes, bytes]
+
+
+def _entries(reply: list[tuple[bytes, list[bytes] | None]] | None) -> list[tuple[bytes, Fields]]:
+    """Stream entries as (id, fields); a deleted one, in a consumer's history, has none."""
+    return [(entry_id, _pairs(flat or [])) for entry_id, flat in reply or []]
+
+
+def _streams(reply: list[tuple[bytes, Any]] | None) -> list[tuple[bytes, list[tuple[bytes, Fields]]]]:
+    return [(key, _entries(entries)) for key, entries in reply or []]
+
+
+def _pairs(flat: list[bytes]) -> Fields:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+# redis-py gives replies shapes that change with its versions and options. Ours: as the server said it, but for these.
+_SHAPES = {
+    "HGETALL": _pairs,
+    "XRANGE": _entries,
+    "XREVRANGE": _entries,
+    "XREAD": _streams,
+    "XREADGROUP": _streams,
+}
+
 
 class Store:
     """Runs operations over a blocking client; as thread-safe as that client, which is: each call takes a connection."""
@@ -34,6 +59,7 @@ class Store:
         """One batch in one round trip; an error reply is a value among the replies."""
         try:
             pipe: Any = self.client.pipeline(transaction=False)  # typed only in part
+            pipe.response_callbacks = _SHAPES
             for command in commands:
                 pipe.execute_command(*command)
             return list(pipe.execute(raise_on_error=False))
@@ -68,6 +94,7 @@ class AsyncStore:
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         try:
             pipe: Any = self.client.pipeline(transaction=False)  # typed only in part
+            pipe.response_callbacks = _SHAPES
             for command in commands:
                 pipe.execute_command(*command)
             return list(await pipe.execute(raise_on_error=False))

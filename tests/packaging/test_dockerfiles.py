@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -69,8 +70,17 @@ def test_what_a_build_copies_is_let_through_by_dockerignore(path: str) -> None:
         if name == "COPY" and not value.startswith("--from")
         for source in value.split()[:-1]
     }
-    assert copied <= allowed
-    assert all((ROOT / source).exists() for source in copied)
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
+
+
+def test_a_worker_is_healthy_while_it_holds_a_lease() -> None:
+    (check,) = [value for name, value in final_stage("worker/Dockerfile") if name == "HEALTHCHECK"]
+    command = json.loads(check[check.index("[") :])
+    assert command[:2] == ["python3", "-m"]
+    assert find_spec(command[2]) is not None
 
 
 def test_every_dependency_of_every_extra_is_pinned() -> None:

@@ -103,4 +103,4 @@ class Planner:
             raise PromptError(f"the prompt is no Unicode text: {error}") from error
         recipe = self._plan.recipe
         settings = {"seed": seed_of(name), "model": recipe.model, **recipe.sampling}
-        return Request.build(**prompt, **settings, priority="bulk", stream="final")
+        return Request.build(**prompt, **settings, group=self._run_id, priority="bulk", stream="final")

@@ -1,0 +1,64 @@
+"""What the documents say against what the code is: settings, key names, scripts, links. Knows no prose."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tokenmill.wire.keys import FETCH_ORDER, Keys, Lane
+
+from docs.generate import PAGE, with_table
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+
+
+def test_the_settings_table_is_that_of_the_settings_class() -> None:
+    page = PAGE.read_text()
+    assert page == with_table(page), "run: python -m docs.generate"
+
+
+def documented_names() -> set[str]:
+    """Every key name of docs/protocol.md, with `T` for the tag as there."""
+    return set(re.findall(r"`tm:(T:[^`\s]+)`", (ROOT / "docs" / "protocol.md").read_text()))
+
+
+def actual_names() -> set[str]:
+    keys = Keys(queue="default", partition=0)
+    names = [
+        *(keys.lane(lane) for lane in [*FETCH_ORDER, Lane.QUARANTINE]),
+        *(keys.job("<id>"), keys.result("<id>"), keys.workers, keys.dead_workers, keys.worker_info("<worker>")),
+        *(keys.cancels("<worker>"), keys.deadlines, keys.not_before, keys.group("<group>")),
+        *(keys.group_done("<group>"), keys.dead),
+    ]
+    return {name.replace(keys.tag, "T:") for name in names}
+
+
+def test_the_protocol_page_names_every_key_and_no_other() -> None:
+    assert documented_names() == actual_names()
+
+
+def test_the_protocol_page_names_every_transition_that_others_rely_on() -> None:
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    scripts = {script.stem for script in (ROOT / "producer/tokenmill/wire/scripts").glob("*.lua")} - {"lib"}
+    assert {name for name in scripts if f"`{name}`" not in text} == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_files_of_the_project_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    targets = [target for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text) if "://" not in target]
+    assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
+
+
+def test_the_documents_name_only_make_targets_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"`?make ([a-z-]+)", "\n".join(commands_of(page))):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page}: make {target}"
+
+
+def commands_of(page: str) -> list[str]:
+    """Code spans and the lines of code blocks."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL)
+    return [*blocks, *re.findall(r"`[^`\n]+`", text)]

@@ -1,0 +1,12 @@
+"""Fixtures of the queue's tests."""
+
+import pytest
+import redis
+from tokenmill.wire.keys import Keys
+
+from tests.queue.harness import Bench
+
+
+@pytest.fixture
+def bench(redis_url: str, server: redis.Redis, keys: Keys) -> Bench:
+    return Bench(redis_url, server, keys)

@@ -1,0 +1,152 @@
+"""The thread that reads the lanes ahead of the engine, and the loop's `poll`. Knows no engine.
+
+It fetches what the engine can take now and a few more, so that a freed row never waits for the server, and a worker
+that dies takes little with it.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tokenmill.wire.errors import FencedError
+from tokenmill.wire.keys import FETCH_ORDER, MAX_JOBS_PER_CALL
+from tokenmill.wire.store import Delivery, Held, Store, Transitions
+
+from tokenmill_worker.engine.api import Capacity
+from tokenmill_worker.queue.admission import Admission, Tenure
+from tokenmill_worker.queue.holdings import Holdings
+from tokenmill_worker.queue.intake import Intake
+from tokenmill_worker.queue.lanes import Lanes
+from tokenmill_worker.queue.lease import Lease
+from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
+from tokenmill_worker.queue.ready import READY_MAX, ReadyBuffer
+from tokenmill_worker.queue.service import Service
+
+BLOCK_S = 0.5  # at most so long is the reader deaf to a stop; twice a second costs an idle worker nothing
+POLL_S = 1.0  # at most so long does an idle loop sleep before it looks after its services
+AUDIT_INTERVAL_S = 30.0  # also without an error: a reply can get lost without one
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerStatistics:
+    num_ready: int = 0
+    num_fetched: int = 0
+
+
+class Consumer(Service):
+    """`is_bursting`: once the lanes are found empty, `is_exhausted` becomes true and nothing more is read."""
+
+    def __init__(
+        self,
+        store: Store,
+        transitions: Transitions,
+        lanes: Lanes,
+        intake: Intake,
+        *,
+        holdings: Holdings,
+        lease: Lease,
+        is_bursting: bool = False,
+    ) -> None:
+        super().__init__("consumer", stop_timeout_s=ANSWER_TIMEOUT_S)
+        self._store = store
+        self._transitions = transitions
+        self._lanes = lanes
+        self._intake = intake
+        self._holdings = holdings
+        self._lease = lease
+        self._is_bursting = is_bursting
+        self._ready = ReadyBuffer(lambda admission: holdings.holds(admission.tenure))
+        self._audit_due_s = 0.0
+        self._num_fetched = 0
+        self._has_seen_the_end = False
+
+    # The loop's side
+
+    def poll(self, capacity: Capacity, *, wait: bool) -> list[Admission]:
+        """Requests that fit into `capacity`, ready to run. Never touches the server.
+
+        With `wait`, blocks until there is one, the consumer is stopped or exhausted, or POLL_S is over.
+        """
+        return self._ready.take(capacity, timeout_s=POLL_S if wait and not self.is_exhausted else None)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """In a burst: all lanes were empty, and what was read before has been polled."""
+        return self._has_seen_the_end and not len(self._ready)
+
+    def statistics(self) -> ConsumerStatistics:
+        return ConsumerStatistics(len(self._ready), self._num_fetched)
+
+    def _wake(self) -> None:
+        self._ready.close()
+
+    # The thread
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while not self._stopping.is_set() and not self._has_seen_the_end:
+            try:
+                self._read_once()
+                backoff.reset()
+            except OUTAGE as error:
+                log.warning("reading waits for the server: %s", error)
+                self._audit_due_s = 0.0  # a reply may be lost, and what it delivered with it
+                backoff.wait(self._stopping)
+            except FencedError:
+                self._lease.renew_soon()
+                backoff.wait(self._stopping)
+
+    def _read_once(self) -> None:
+        """One look at the lanes. Blocks while the engine has no room, and then while there is nothing to read."""
+        worker = self._lease.worker
+        if self._audit_due_s <= time.monotonic():
+            self._audit(worker)
+        room = self._ready.wait_for_room(len(FETCH_ORDER), timeout_s=BLOCK_S)
+        if room < len(FETCH_ORDER) or self._stopping.is_set():
+            return
+        deliveries = self._lanes.read(worker, room)
+        if not deliveries and self._is_bursting:
+            self._end_burst()
+        elif not deliveries:
+            deliveries = self._lanes.wait(worker, BLOCK_S)
+        self._take(worker, deliveries)
+
+    def _take(self, worker: str, deliveries: Iterable[Delivery]) -> None:
+        """Begin them, a few at a time, so that the first is ready before the last is read."""
+        held = self._holdings.entries()  # a group that was lost and made again delivers what we run once more
+        fresh = [delivery for delivery in deliveries if (delivery.lane, delivery.entry_id) not in held]
+        for start in range(0, len(fresh), READY_MAX):
+            for admission in self._intake.take(worker, fresh[start : start + READY_MAX]):
+                self._num_fetched += 1
+                self._ready.put(admission)
+
+    def _audit(self, worker: str) -> None:
+        """Begin what was delivered to us and is not in memory: its delivery, or the reply to its begin, got lost."""
+        self._take(worker, self._lanes.history(worker))
+        self._audit_due_s = time.monotonic() + AUDIT_INTERVAL_S
+
+    def _end_burst(self) -> None:
+        self._has_seen_the_end = True
+        self._ready.close()
+
+    # The end
+
+    def release(self) -> None:
+        """After `stop`, when nothing runs any more: hand back what is still held, uncounted, and what got lost."""
+        worker = self._lease.worker
+        try:
+            self._audit(worker)
+            self._hand_back(worker, self._holdings.tenures())
+        except (*OUTAGE, FencedError) as error:
+            log.warning("%d requests are left to the takeover: %s", len(self._holdings), error)
+
+    def _hand_back(self, worker: str, tenures: Sequence[Tenure]) -> None:
+        for start in range(0, len(tenures), MAX_JOBS_PER_CALL):
+            some = tenures[start : start + MAX_JOBS_PER_CALL]
+            held = [Held(tenure.request_id, tenure.fence) for tenure in some]
+            self._store.run(self._transitions.release(worker, held))
+            for tenure in some:
+                self._holdings.let_go(tenure)

@@ -1,0 +1,131 @@
+"""From deliveries to admissions: claim, read back, template, tokenize. A bad request gets its final word here.
+
+Runs off the engine's thread. Knows no lanes' order and no buffer.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from tokenmill.wire.errors import DecodeError
+from tokenmill.wire.errors import InvalidRequestError as InvalidOnWireError
+from tokenmill.wire.messages import ErrorInfo, Request
+from tokenmill.wire.store import BeginReply, Claim, Delivery, Store, Transitions
+
+from tokenmill_worker.engine.api import InvalidRequestError
+from tokenmill_worker.queue.admission import Admission, Tenure, ToldChoice
+from tokenmill_worker.queue.burial import burial, error_info
+from tokenmill_worker.queue.clock import ServerClock
+from tokenmill_worker.queue.holdings import Holdings
+from tokenmill_worker.queue.lanes import Lanes
+from tokenmill_worker.queue.publisher import Publisher
+from tokenmill_worker.queue.requests import RequestBuilder
+from tokenmill_worker.queue.resume import StreamEntry, told_choices
+
+log = logging.getLogger(__name__)
+
+
+class Intake:
+    """`fingerprint` is of the model served here: tokens told under another one are reset, not continued."""
+
+    def __init__(
+        self,
+        store: Store,
+        transitions: Transitions,
+        lanes: Lanes,
+        *,
+        builder: RequestBuilder,
+        publisher: Publisher,
+        holdings: Holdings,
+        clock: ServerClock,
+        fingerprint: str,
+    ) -> None:
+        self._store = store
+        self._transitions = transitions
+        self._lanes = lanes
+        self._builder = builder
+        self._publisher = publisher
+        self._holdings = holdings
+        self._clock = clock
+        self._fingerprint = fingerprint
+
+    def take(self, worker: str, deliveries: Sequence[Delivery]) -> Iterator[Admission]:
+        """The good ones among the deliveries, each as soon as it is ready; the others are settled.
+
+        An OUTAGE or FencedError leaves those that were not yielded to the audit: they are pending and not held.
+        """
+        claims = [claim for delivery in deliveries if (claim := self._claim(worker, delivery)) is not None]
+        if not claims:
+            return
+        call = self._transitions.begin(worker, claims, fingerprint=self._fingerprint)
+        for claim, reply in zip(claims, self._store.run(call), strict=True):
+            if reply.status == "begun":
+                self._clock.hear(reply.begun_ms)
+                admission = self._admit(_tenure(worker, claim, reply), reply)
+                if admission is not None:
+                    yield admission
+
+    # Before it is ours
+
+    def _claim(self, worker: str, delivery: Delivery) -> Claim | None:
+        if not delivery.fields:
+            self._lanes.forget(delivery)
+            return None
+        try:
+            return delivery.claim()
+        except (DecodeError, InvalidOnWireError) as error:
+            log.warning("buried entry %s of lane %s: no request", delivery.entry_id, delivery.lane)
+            self._store.run(burial(self._transitions, worker, delivery, error))
+            return None
+
+    # Now it is ours: from here on it ends with an admission or with a final word
+
+    def _admit(self, tenure: Tenure, reply: BeginReply) -> Admission | None:
+        entries = self._read_back(tenure) if reply.published else []  # may raise, so it comes before we hold anything
+        self._holdings.hold(tenure)
+        try:
+            return self._build(tenure, reply.body, entries)
+        except (DecodeError, InvalidOnWireError) as error:
+            self._reject(tenure, error_info(error))
+        except InvalidRequestError as error:
+            self._reject(tenure, ErrorInfo(code=error.code, message=str(error)))
+        except Exception as error:  # a chat template or a tokenizer may raise anything; it costs this request alone
+            log.error("request %s cannot be prepared: %s", tenure.request_id, type(error).__name__)
+            self._reject(tenure, ErrorInfo(code="internal_error", message=f"{type(error).__name__} in its preparation"))
+        return None
+
+    def _build(self, tenure: Tenure, body: bytes, entries: Sequence[StreamEntry]) -> Admission:
+        request = Request.decode(body)
+        told: tuple[ToldChoice, ...] = ()
+        if entries:
+            told = told_choices(entries, num_choices=request.sampling.n or 1)
+        return Admission(
+            tenure=tenure,
+            request=self._builder.build(tenure.request_id, request, told),
+            is_streaming=request.stream == "delta",
+            told=told,
+        )
+
+    def _read_back(self, tenure: Tenure) -> list[StreamEntry]:
+        key = self._transitions.keys.result(tenure.request_id)
+        return cast("list[StreamEntry]", self._store.client.xrange(key))
+
+    def _reject(self, tenure: Tenure, error: ErrorInfo) -> None:
+        log.info("refused request %s: %s", tenure.request_id, error.code)
+        self._publisher.reject(tenure, error)
+
+
+def _tenure(worker: str, claim: Claim, reply: BeginReply) -> Tenure:
+    return Tenure(
+        worker=worker,
+        lane=claim.lane,
+        entry_id=claim.entry_id,
+        request_id=claim.request_id,
+        fence=reply.fence,
+        epoch=reply.epoch,
+        num_published=reply.published,
+        group=reply.group,
+        accepted_ms=reply.accepted_ms,
+        begun_ms=reply.begun_ms,
+        deadline_ms=reply.deadline_ms,
+    )

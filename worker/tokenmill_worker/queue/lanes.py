@@ -1,0 +1,79 @@
+"""Reading the lanes of one partition: order, fairness, waiting, and one's own history. Knows no job and no thread."""
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import ResponseError
+from tokenmill.wire.keys import FETCH_ORDER, GROUP, Keys, Lane
+from tokenmill.wire.store import Delivery
+
+FAIR_PASS = 16  # every so many passes the lowest lane comes first, so that a flood above cannot starve it
+HISTORY_PAGE = 100  # entries of one's own history in one reply
+
+_Reply = list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]
+
+
+class Lanes:
+    """Every method is one or a few commands on `redis`; a lost consumer group is made again on the way."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._lane_of = {keys.lane(lane).encode(): lane for lane in Lane}
+        self._num_passes = 0
+
+    def create_groups(self) -> None:
+        """At 0, never at `$`: what was queued before the first worker came is served too."""
+        for lane in Lane:
+            try:
+                self._redis.xgroup_create(self._keys.lane(lane), GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    def read(self, worker: str, count: int) -> list[Delivery]:
+        """Up to `count` entries that nobody has, from the first lane on; returns at once."""
+        deliveries: list[Delivery] = []
+        for lane in self._order():
+            if len(deliveries) < count:
+                deliveries += self._read(worker, [lane], after=">", count=count - len(deliveries))
+        return deliveries
+
+    def wait(self, worker: str, timeout_s: float) -> list[Delivery]:
+        """Block until any lane has an entry. COUNT is per stream, so up to one of each lane may come."""
+        return self._read(worker, FETCH_ORDER, after=">", count=1, block_ms=int(timeout_s * 1000))
+
+    def history(self, worker: str) -> Iterator[Delivery]:
+        """Entries delivered to this worker and never acked: those it runs, and those whose delivery got lost."""
+        for lane in Lane:
+            after = "0"
+            while page := self._read(worker, [lane], after=after, count=HISTORY_PAGE):
+                yield from page
+                after = page[-1].entry_id
+
+    def forget(self, delivery: Delivery) -> None:
+        """Ack an entry that was deleted while it was pending: it has no fields left, and nothing to do for anyone."""
+        self._redis.xack(self._keys.lane(delivery.lane), GROUP, delivery.entry_id)
+
+    def _order(self) -> Sequence[Lane]:
+        self._num_passes += 1
+        return FETCH_ORDER if self._num_passes % FAIR_PASS else FETCH_ORDER[::-1]
+
+    def _read(
+        self, worker: str, lanes: Sequence[Lane], *, after: str, count: int, block_ms: int | None = None
+    ) -> list[Delivery]:
+        try:
+            reply = self._redis.xreadgroup(
+                GROUP, worker, {self._keys.lane(lane): after for lane in lanes}, count=count, block=block_ms
+            )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            self.create_groups()  # the server lost the group, or somebody destroyed it; the next read finds it
+            return []
+        return [
+            Delivery(self._lane_of[stream], entry_id.decode(), fields)
+            for stream, entries in cast("_Reply", reply)
+            for entry_id, fields in entries
+        ]

@@ -1,0 +1,46 @@
+"""What counts as an outage of the server, and how long to wait before asking it again. Knows no key and no thread."""
+
+import threading
+
+from redis.exceptions import (
+    ClusterDownError,
+    ConnectionError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TimeoutError,
+    TryAgainError,
+)
+from tokenmill.wire.errors import QueueBusyError, UnavailableError
+
+ANSWER_TIMEOUT_S = 6.0  # a call that got no answer has raised by then (tokenmill.wire.store.connect, and a BLOCK)
+
+# The server is away, loading, promoting, or full: nothing is wrong with what we asked, so we ask again. The first two
+# are what a transition raises, the others what a plain command does (a loading server's error is a ConnectionError).
+OUTAGE = (
+    UnavailableError,
+    QueueBusyError,
+    ConnectionError,
+    TimeoutError,
+    ReadOnlyError,
+    ClusterDownError,
+    MasterDownError,
+    TryAgainError,
+    OutOfMemoryError,
+)
+
+
+class Backoff:
+    """Waits that double from `first_s` to `most_s`, and end at once when the event is set."""
+
+    def __init__(self, *, first_s: float = 0.05, most_s: float = 1.0) -> None:
+        self._first_s = first_s
+        self._most_s = most_s
+        self._next_s = first_s
+
+    def wait(self, interrupted: threading.Event) -> None:
+        interrupted.wait(self._next_s)
+        self._next_s = min(2 * self._next_s, self._most_s)
+
+    def reset(self) -> None:
+        self._next_s = self._first_s

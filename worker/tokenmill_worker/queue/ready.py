@@ -1,0 +1,85 @@
+"""Admissions between the reader's thread and the engine's: how many may be fetched, and which fit. Knows no server."""
+
+import threading
+from collections.abc import Callable
+
+from tokenmill_worker.engine.api import Capacity
+from tokenmill_worker.queue.admission import Admission
+
+READY_MAX = 8  # requests made ready beyond what the engine can take: enough to fill a freed row at once, few to lose
+_NOTHING = Capacity(0, 0)
+
+
+class ReadyBuffer:
+    """In order of arrival. The engine's side says its capacity and takes what fits; the reader's side fills up.
+
+    `is_wanted` says whether an admission is still ours; those that are not are passed over.
+    """
+
+    def __init__(self, is_wanted: Callable[[Admission], bool]) -> None:
+        self._is_wanted = is_wanted
+        self._changed = threading.Condition()
+        self._admissions: list[Admission] = []
+        self._capacity = _NOTHING
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._admissions)
+
+    # The engine's side
+
+    def take(self, capacity: Capacity, *, timeout_s: float | None) -> list[Admission]:
+        """What fits into `capacity`; the first one always, when the caller would wait (it has nothing else to do).
+
+        With a timeout, waits that long for the first admission; `close` ends the wait.
+        """
+        with self._changed:
+            self._capacity = capacity
+            self._changed.notify_all()
+            if timeout_s is not None:
+                self._changed.wait_for(lambda: self._admissions or self._is_closed, timeout=timeout_s)
+            self._admissions = [admission for admission in self._admissions if self._is_wanted(admission)]
+            fitting, self._capacity = self._fitting(is_idle=timeout_s is not None)
+            taken, self._admissions = self._admissions[:fitting], self._admissions[fitting:]
+            if taken:
+                self._changed.notify_all()
+            return taken
+
+    # The reader's side
+
+    def put(self, admission: Admission) -> None:
+        with self._changed:
+            self._admissions.append(admission)
+            self._changed.notify_all()
+
+    def room(self) -> int:
+        """How many more may be fetched: READY_MAX less those here that would not fit into the engine now."""
+        with self._changed:
+            fitting, _ = self._fitting(is_idle=False)
+            return READY_MAX - (len(self._admissions) - fitting)
+
+    def wait_for_room(self, num_wanted: int, *, timeout_s: float) -> int:
+        """The room, once it is at least `num_wanted`; or what there is when the time is over or the buffer closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self.room() >= num_wanted, timeout=timeout_s)
+            return self.room()
+
+    def close(self) -> None:
+        """Wake whoever waits; nobody needs to wait any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        with self._changed:
+            self._admissions.clear()
+
+    def _fitting(self, *, is_idle: bool) -> tuple[int, Capacity]:
+        """How many of the first admissions fit, and the capacity they leave."""
+        rows, tokens = self._capacity.num_rows, self._capacity.num_tokens
+        for count, admission in enumerate(self._admissions):
+            fits = admission.num_rows <= rows and admission.num_tokens <= tokens
+            if not fits and not (is_idle and count == 0):
+                return count, Capacity(rows, tokens)
+            rows, tokens = max(0, rows - admission.num_rows), max(0, tokens - admission.num_tokens)
+        return len(self._admissions), Capacity(rows, tokens)

@@ -1,0 +1,69 @@
+"""Taking over what dead workers held, and settling what waited too long. Knows no lease of its own and no engine."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from tokenmill.wire.errors import DecodeError, InvalidRequestError
+from tokenmill.wire.store import Claim, Delivery, Store, Transitions
+
+from tokenmill_worker.queue.burial import burial
+
+GOOD_RENEWALS = 2  # of one's own, before others are judged: after an outage every lease looks dead at once
+UPTIME_IN_TTLS = 2  # so long a server must be up, that every live worker has had the time to renew
+MAX_ROUNDS = 10  # of MAX_JOBS_PER_CALL entries, in one go: the rest waits for the next turn
+
+log = logging.getLogger(__name__)
+
+
+class Reaper:
+    """One dead worker a turn; every step is safe to repeat, also by another reaper, also after the reaper's death."""
+
+    def __init__(self, store: Store, transitions: Transitions, *, ttl_s: float) -> None:
+        self._store = store
+        self._transitions = transitions
+        self._ttl_s = ttl_s
+        self._num_good_renewals = 0
+        self.num_reaped = 0
+
+    def trust(self) -> None:
+        """One's own lease was renewed: what one sees of others' leases is worth that much more."""
+        self._num_good_renewals += 1
+
+    def distrust(self) -> None:
+        """The server was away, or our own lease was lost."""
+        self._num_good_renewals = 0
+
+    def sweep(self) -> None:
+        self._store.run(self._transitions.sweep())
+
+    def reap_one(self, reaper: str) -> None:
+        """Take over a worker whose lease ran out, if there is one. FencedError: our own lease is gone."""
+        if self._num_good_renewals < GOOD_RENEWALS or self._uptime_s() < UPTIME_IN_TTLS * self._ttl_s:
+            return
+        others = [name for name in self._store.run(self._transitions.find_dead()) if name != reaper]
+        if others:
+            self._take_over(reaper, others[0])
+
+    def _take_over(self, reaper: str, dead: str) -> None:
+        if not self._store.run(self._transitions.mark_dead(reaper, dead)):
+            return  # it renewed in the meantime
+        for _ in range(MAX_ROUNDS):
+            held = self._store.run(self._transitions.held_by(dead))
+            if not held:
+                self._store.run(self._transitions.leave(dead))
+                break
+            claims = list(self._claims(dead, held))
+            if claims:
+                self.num_reaped += self._store.run(self._transitions.reap(reaper, dead, claims))
+        log.warning("took over from %s, which is gone", dead)
+
+    def _claims(self, dead: str, held: Sequence[Delivery]) -> Iterator[Claim]:
+        """Of entries that are requests; the others are buried in the dead worker's stead."""
+        for delivery in held:
+            try:
+                yield delivery.claim()
+            except (DecodeError, InvalidRequestError) as error:
+                self._store.run(burial(self._transitions, dead, delivery, error))
+
+    def _uptime_s(self) -> float:
+        return float(self._store.client.info("server")["uptime_in_seconds"])

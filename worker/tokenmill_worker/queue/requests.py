@@ -1,0 +1,79 @@
+"""From a request on the wire to what the engine takes: model name, template, token ids, defaults. Knows no server."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from tokenmill.wire.messages import Priority, Request
+
+from tokenmill_worker.engine.api import EngineRequest, InvalidRequestError, SamplingParams
+from tokenmill_worker.engine.batch import Tokenizer
+from tokenmill_worker.queue.admission import ToldChoice
+
+_RANKS: dict[Priority, int] = {"high": 0, "normal": 1, "bulk": 2}
+
+
+class Validates(Protocol):
+    """The part of the engine that knows what it could ever run; may be asked from any thread."""
+
+    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None: ...
+
+
+class ServedModel(NamedTuple):
+    """What requests are checked against. `names`: what a request may call it; `defaults`: its generation_config."""
+
+    names: Collection[str]
+    tokenizer: Tokenizer
+    defaults: Mapping[str, float | int]
+    engine: Validates
+
+
+class RequestBuilder:
+    """Raises InvalidRequestError for whatever this worker could never run; disturbs nothing."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+
+    def build(self, request_id: str, request: Request, told: tuple[ToldChoice, ...] = ()) -> EngineRequest:
+        """`told` is what earlier workers told of it, one per choice, or empty."""
+        self._check_model(request.model)
+        params = self._params(request)
+        prompt_token_ids = self._token_ids(request)
+        self._model.engine.validate(prompt_token_ids, params)
+        return EngineRequest(
+            request_id=request_id,
+            prompt_token_ids=prompt_token_ids,
+            params=params,
+            priority=_RANKS[request.priority],
+            resume=tuple(choice.resumed for choice in told),
+        )
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name not in self._model.names:
+            served = ", ".join(sorted(self._model.names))
+            raise InvalidRequestError(
+                f"this queue does not serve model {name!r}, it serves: {served}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _params(self, request: Request) -> SamplingParams:
+        """The request's own values, else the model's, else OpenAI's (which are the engine's own defaults)."""
+        given = request.sampling.given()
+        return SamplingParams(**{**self._model.defaults, **given})  # type: ignore[arg-type]  # both sides are checked
+
+    def _token_ids(self, request: Request) -> Sequence[int]:
+        if request.messages is not None:
+            return self._templated(request)
+        if isinstance(request.prompt, str):
+            return self._model.tokenizer.encode(request.prompt)
+        return request.prompt or ()
+
+    def _templated(self, request: Request) -> Sequence[int]:
+        if not self._model.tokenizer.has_chat_template:
+            raise InvalidRequestError(
+                "this model has no chat template: send a prompt instead of messages",
+                param="messages",
+                code="no_chat_template",
+            )
+        turns = [{"role": turn.role, "content": turn.content} for turn in request.messages or ()]
+        return self._model.tokenizer.apply_chat_template(turns)

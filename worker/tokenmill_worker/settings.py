@@ -1,0 +1,103 @@
+"""The worker's settings: flags over environment over file over defaults, read once, then frozen. Knows no engine."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from tokenmill.wire.store import DEFAULT_URL
+
+ENV_PREFIX = "TOKENMILL_"
+
+
+class SettingsError(Exception):
+    """A setting is unknown or has a bad value; the message names it and where it came from."""
+
+
+class WorkerSettings(BaseSettings):
+    """Every field is a key of the configuration file, a variable TOKENMILL_<KEY>, and most of them a flag.
+
+    The descriptions say what a value means and why the default is what it is; configs/worker.toml and the settings
+    table in docs/operations.md are held to them by a test.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+
+    model: str = Field("smollm2", description="hub id, local folder, GGUF file, `smollm2`, or `echo` (a fake model)")
+    served_model_name: str | None = Field(None, description="a further name that requests may ask for")
+    redis_url: str = Field(
+        DEFAULT_URL, description="redis://, rediss:// or unix://; `embedded` starts a server of its own"
+    )
+    queue: str = Field("default", pattern=r"^[A-Za-z0-9._~-]{1,100}$", description="one queue serves one model")
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="of weights and KV; auto takes what the model was saved in, where the device is fast at it"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
+    quantization: str | None = Field(None, description="refused until it exists")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="rows in flight; more give throughput, fewer latency")
+    max_num_batched_tokens: int = Field(
+        512, ge=1, le=1 << 20, description="tokens of one step; more make long prompts faster, fewer tokens steadier"
+    )
+    max_model_len: int | None = Field(
+        None, ge=2, description="most tokens of prompt plus completion; the model's own if unset"
+    )
+    kv_cache_tokens: int | None = Field(None, ge=32, description="size of the KV pool; sized from free memory if unset")
+    enable_prefix_caching: bool = Field(True, description="requests that begin alike share the KV of what is alike")
+    attention_backend: Literal["auto", "reference", "sdpa"] = Field("auto", description="reference is for tests only")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
+    cache_dir: str | None = Field(None, description="where converted GGUF files are kept; ~/.cache/tokenmill if unset")
+
+    burst: bool = Field(False, description="end when the queue is empty, instead of waiting for more")
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="on SIGTERM, seconds to finish what runs; the rest is handed back without loss"
+    )
+    lease_ttl_s: float = Field(
+        15.0, ge=0.5, description="seconds of silence after which others take over; renewed every third of it"
+    )
+    stall_timeout_s: float = Field(
+        120.0, gt=0, description="seconds without a step, with work at hand, after which the lease is given up"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="never shows prompts")
+
+    @classmethod
+    def read(cls, config: Path | None, flags: Mapping[str, object]) -> Self:
+        """`flags` are those that were given. Raises SettingsError that names what is wrong, and where it stands."""
+        file = _read_file(cls, config) if config is not None else {}
+        environment = EnvSettingsSource(cls)()
+        try:
+            return cls(**{**file, **environment, **flags})
+        except ValidationError as error:
+            raise SettingsError(_explain(error, config, file, environment, flags)) from None
+
+
+def _read_file(settings: type[WorkerSettings], config: Path) -> dict[str, object]:
+    try:
+        values = tomllib.loads(config.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {config}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{config} is not TOML: {error}") from error
+    unknown = sorted(values.keys() - settings.model_fields.keys())
+    if unknown:
+        raise SettingsError(f"{config}: unknown key {unknown[0]!r}; configs/worker.toml explains every key there is")
+    return values
+
+
+def _explain(
+    error: ValidationError,
+    config: Path | None,
+    file: Mapping[str, object],
+    environment: Mapping[str, object],
+    flags: Mapping[str, object],
+) -> str:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    source = str(config) if name in file else "settings"
+    if name in environment:
+        source = f"{ENV_PREFIX}{name.upper()}"
+    if name in flags:
+        source = "--" + name.replace("_", "-")
+    return f"{source}: {name}: {first['msg'][0].lower()}{first['msg'][1:]}"

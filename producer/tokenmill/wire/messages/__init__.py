@@ -8,6 +8,7 @@ from tokenmill.wire.messages.entries import (
     TerminalEntry,
     TerminalType,
     decode_entry,
+    split_stream_id,
     stream_id,
 )
 from tokenmill.wire.messages.raw import RawEntry
@@ -20,6 +21,7 @@ from tokenmill.wire.messages.request import (
     check_request_id,
 )
 from tokenmill.wire.messages.result import (
+    FINAL_STATES,
     Choice,
     Completion,
     Delta,
@@ -32,6 +34,7 @@ from tokenmill.wire.messages.result import (
 )
 
 __all__ = [
+    "FINAL_STATES",
     "PROTOCOL_VERSION",
     "Choice",
     "ChoiceText",
@@ -55,5 +58,6 @@ __all__ = [
     "Usage",
     "check_request_id",
     "decode_entry",
+    "split_stream_id",
     "stream_id",
 ]

@@ -40,7 +40,10 @@ class TokenLogprob(Frozen):
 
 
 class Delta(Frozen):
-    """News of one choice. `offset`: tokens told before it, over all choices; `entry_id` resumes a stream after it."""
+    """News of one choice. `offset`: tokens told before it, over all choices; `entry_id` resumes a stream after it.
+
+    `is_restart`: discard what came before, the request was started from scratch by another model or version.
+    """
 
     offset: int
     index: int = 0
@@ -49,6 +52,7 @@ class Delta(Frozen):
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     entry_id: str
+    is_restart: bool = False
 
 
 class Choice(Frozen):

@@ -1,6 +1,6 @@
 """Typed calls of the scripts: how a transition is built and run. The one place that speaks to the server."""
 
-from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Script, Steps
+from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Script, Steps, checked
 from tokenmill.wire.store.connection import DEFAULT_URL, connect, connect_async, hide_password
 from tokenmill.wire.store.procedures import CancelReply
 from tokenmill.wire.store.runner import AsyncStore, Store
@@ -50,6 +50,7 @@ __all__ = [
     "SubmitReply",
     "Transitions",
     "WorkerStatistics",
+    "checked",
     "connect",
     "connect_async",
     "hide_password",

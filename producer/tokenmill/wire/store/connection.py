@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "redis://localhost:6379/0"
 
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 2.0
 REPLY_MARGIN_S = 5.0  # how long a reply may take, on top of the time that a command was asked to block
-RETRIES = 3  # 0.05 + 0.1 + 0.2 s: long enough for a failover of a proxy, short enough for a wrong URL
+RETRIES = 2  # a connection that the server or a proxy closed meanwhile; a wrong URL must not take long to say so
 
 _SCHEMES = ("redis", "rediss", "unix")
 
@@ -54,7 +54,8 @@ def url_of(client: "redis.Redis | redis.asyncio.Redis") -> str:
     options: Mapping[str, Any] = client.connection_pool.connection_kwargs
     if "path" in options:
         return f"unix://{options['path']}"
-    return f"redis://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db') or 0}"
+    scheme = "rediss" if client.connection_pool.connection_class.__name__.startswith("SSL") else "redis"
+    return f"{scheme}://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db') or 0}"
 
 
 def _checked(url: str) -> str:

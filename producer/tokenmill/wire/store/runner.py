@@ -119,6 +119,6 @@ def _unavailable(client: "redis.Redis | redis.asyncio.Redis", error: Exception) 
     if isinstance(error, AuthenticationError):
         return UnavailableError(f"{url} refused the user or password: {error}")
     return UnavailableError(
-        f"no answer from {url}: {error}. Is the server running, and is this its URL? `docker compose up` starts one; "
+        f"no answer from {url}: {str(error).rstrip('.')}. Is the server running, and is this its URL? `docker compose up` starts one; "
         f"set TOKENMILL_REDIS_URL or pass --redis for another"
     )

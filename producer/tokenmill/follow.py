@@ -1,0 +1,197 @@
+"""How a result is followed to its end: what to read next, when to try again and when to give up. Does no IO itself.
+
+`Follower.steps()` is a generator of effects: `Read` asks for an answer, `Pause` for patience, a Delta is news for the
+caller. The blocking and the asyncio client carry the effects out, and differ in nothing else.
+"""
+
+import re
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenmill.reader import ResultReader
+from tokenmill.wire.errors import (
+    InvalidRequestError,
+    JobLostError,
+    ResultTimeoutError,
+    UnavailableError,
+    UnknownRequestError,
+)
+from tokenmill.wire.keys import Keys, Lane
+from tokenmill.wire.messages import FINAL_STATES, Completion, Delta
+from tokenmill.wire.store import Command, checked
+
+BLOCK_S = 5.0  # one blocking read; after each the job itself is looked at, so that a lost one is noticed
+FIRST_BLOCK_S = 1.0  # the first read of an id that we have not seen ourselves: it may be a typing error
+UNSEEN_S = 60.0  # how long such an id may stay unseen while the queue has entries: one may be its raw entry
+OUTAGE_S = 60.0  # a server that was there may be away this long: a restart, a failover
+READ_COUNT = 1_000  # entries a read returns: bounds memory for a long replay
+
+_ENTRY_ID = re.compile(r"(0|[1-9][0-9]{0,19})-[0-9]{1,19}")
+_DEFAULT_ID = re.compile(r"([0-9q])-([0-9]+-[0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Send these in one batch; the answer is their replies, or the UnavailableError that came instead."""
+
+    commands: Sequence[Command]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    seconds: float
+
+
+Effect = Read | Pause | Delta
+Steps = Generator[Effect, Any, None]
+Asking = Generator[Effect, Any, list[Any]]
+
+
+class Follower:
+    """One reading of one result. `is_known`: the caller has seen the server accept it.
+
+    `steps()` ends when the terminal entry was read (then `completion` has it), or stands before `after` already.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        request_id: str,
+        *,
+        after: str | None = None,
+        timeout_s: float | None = None,
+        is_known: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keys = keys
+        self._request_id = request_id
+        self._reader = ResultReader(request_id, after=checked_entry_id(after or "0-0"))
+        self._is_known = is_known
+        self._is_over = False
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._started_s = clock()
+        self._outage = _Outage(clock)
+
+    @property
+    def completion(self) -> Completion | None:
+        return self._reader.completion
+
+    def steps(self) -> Steps:
+        while not self._is_over:
+            (streams,) = yield from self._ask([self._next_read()])
+            entries = streams[0][1] if streams else []
+            for entry_id, fields in entries:
+                delta = self._reader.feed(entry_id.decode(), fields)
+                if delta is not None:
+                    yield delta
+            self._is_over = self._reader.completion is not None
+            if not entries:
+                yield from self._look_at_job()
+                self._check_time()
+
+    def _next_read(self) -> Command:
+        block_ms = max(1, round(self._block_s() * 1000))  # 0 would block for ever
+        key = self._keys.result(self._request_id)
+        return ("XREAD", "COUNT", READ_COUNT, "BLOCK", block_ms, "STREAMS", key, self._reader.last_id)
+
+    def _block_s(self) -> float:
+        block_s = BLOCK_S if self._is_known else FIRST_BLOCK_S
+        return block_s if self._timeout_s is None else min(block_s, self._left_s())
+
+    def _left_s(self) -> float:
+        return max(0.0, (self._timeout_s or 0.0) - (self._clock() - self._started_s))
+
+    def _check_time(self) -> None:
+        if not self._is_over and self._timeout_s is not None and self._left_s() == 0.0:
+            raise ResultTimeoutError(
+                self._request_id, f"request {self._request_id!r} is not final after {self._timeout_s:g} s; it goes on"
+            )
+
+    def _look_at_job(self) -> Steps:
+        """Nothing came: is there anything to wait for?"""
+        state, last = yield from self._ask(
+            [
+                ("HGET", self._keys.job(self._request_id), "state"),
+                ("XREVRANGE", self._keys.result(self._request_id), "+", "-", "COUNT", 1),
+            ]
+        )
+        if state is None and not last:
+            yield from self._look_for_raw_entry()
+            return
+        self._is_known = True
+        if (state or b"").decode() in FINAL_STATES:
+            self._look_at_end(last)
+
+    def _look_at_end(self, last: Sequence[tuple[bytes, object]]) -> None:
+        if not last:
+            raise self._lost("it is final, but its result stream is gone")
+        self._is_over = last[0][0].decode() == self._reader.last_id
+
+    def _look_for_raw_entry(self) -> Steps:
+        """A raw entry becomes a job when a worker takes it; until then only its lane knows it."""
+        if self._is_known:
+            raise self._lost("it was there and is gone: it expired, or the server lost data")
+        waiting = yield from self._ask(_raw_entry_commands(self._keys, self._request_id))
+        is_patient = self._clock() - self._started_s < UNSEEN_S
+        if not any(waiting) or (len(waiting) > 1 and not is_patient):
+            raise UnknownRequestError(
+                self._request_id,
+                f"no request {self._request_id!r} on queue {self._keys.queue!r}: check the id and the queue's name; "
+                "results are kept for their result_ttl_s only",
+            )
+
+    def _lost(self, reason: str) -> JobLostError:
+        return JobLostError(self._request_id, f"request {self._request_id!r} has no result: {reason}")
+
+    def _ask(self, commands: Sequence[Command]) -> Asking:
+        """Replies, however often the connection breaks meanwhile; UnavailableError when the server stays away."""
+        while True:
+            answer = yield Read(commands)
+            try:
+                if isinstance(answer, UnavailableError):
+                    raise answer
+                replies = [checked(reply) for reply in answer]
+            except UnavailableError as error:
+                self._check_time()
+                yield Pause(self._outage.next_pause_s(error))
+            else:
+                self._outage.end()
+                return replies
+
+
+class _Outage:
+    """Waits that double; a server that never answered is not waited for."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._has_answered = False
+        self._since_s: float | None = None
+        self._pause_s = 0.05
+
+    def next_pause_s(self, error: UnavailableError) -> float:
+        self._since_s = self._clock() if self._since_s is None else self._since_s
+        if not self._has_answered or self._clock() - self._since_s > OUTAGE_S:
+            raise error
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, 2.0)
+        return pause_s
+
+    def end(self) -> None:
+        self._has_answered, self._since_s, self._pause_s = True, None, 0.05
+
+
+def checked_entry_id(entry_id: str) -> str:
+    """A stream entry's id as `Delta.entry_id` gives it, or InvalidRequestError."""
+    if _ENTRY_ID.fullmatch(entry_id) and int(entry_id.partition("-")[0]) < 1 << 64:
+        return entry_id
+    raise InvalidRequestError(f"after must be an entry id such as '17-0', got {entry_id!r}", param="after")
+
+
+def _raw_entry_commands(keys: Keys, request_id: str) -> list[Command]:
+    """What tells whether a raw entry may be waiting: exact for an id made of lane and entry, else any entry may be."""
+    default = _DEFAULT_ID.fullmatch(request_id)
+    if default and default[1] in list(Lane):
+        return [("XRANGE", keys.lane(Lane(default[1])), default[2], default[2])]
+    return [("XLEN", keys.lane(lane)) for lane in Lane]

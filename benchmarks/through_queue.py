@@ -9,13 +9,15 @@ useful output tokens only, from the first submission to the last result read.
 
 import argparse
 import multiprocessing
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenmill import Client
-from tokenmill.cli.processes import worker_process
-from tokenmill.embedded import embedded_server
+from tokenmill.cli.local import local_worker
 
 from benchmarks.report import RESULTS, Side, alternate, paired_ratio, print_json, print_table
 from benchmarks.workload import Workload, workload
@@ -55,7 +57,19 @@ def bare_engine(settings: dict[str, object], work: Workload) -> Iterator[Side]:
 
 @contextmanager
 def through_queue(settings: dict[str, object], work: Workload) -> Iterator[Side]:
-    with embedded_server() as url, worker_process(url, **settings), Client(url) as client:
+    """As `tokenmill bulk run --local` has it: an embedded server and a worker child of its own."""
+    flags = {
+        "--dtype": settings["dtype"],
+        "--max-num-seqs": settings["max_num_seqs"],
+        "--max-num-batched-tokens": settings["max_num_batched_tokens"],
+    }
+    os.environ["TOKENMILL_ENABLE_PREFIX_CACHING"] = str(settings["enable_prefix_caching"])  # no flag of the worker
+    with (
+        TemporaryDirectory(prefix="tokenmill-bench-") as folder,
+        local_worker(str(settings["model"]), flags, folder=Path(folder)) as worker,
+        Client(worker.url) as client,
+    ):
+        worker.wait_ready()
 
         def run() -> int:
             requests = [

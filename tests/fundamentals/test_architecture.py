@@ -14,8 +14,8 @@ MODEL_LIBRARIES = frozenset({"torch", "transformers", "tokenmill_worker"})
 
 
 def modules_below(package: Path) -> list[str]:
-    """Dotted names of every module of a package."""
-    files = sorted(package.rglob("*.py"))
+    """Dotted names of every module of a package, but for __main__: that runs when imported."""
+    files = sorted(file for file in package.rglob("*.py") if file.stem != "__main__")
     names = [".".join(file.relative_to(package.parent).with_suffix("").parts) for file in files]
     return [name.removesuffix(".__init__") for name in names]
 
@@ -64,15 +64,13 @@ def test_importing_tokenmill_loads_neither_redis_nor_pydantic() -> None:
 
 
 def test_the_worker_imports_only_the_wire_contract_of_the_producer() -> None:
-    offenders = {
-        str(file.relative_to(ROOT)): found
-        for file in WORKER.rglob("*.py")
-        if (
-            found := under(imported_names(file), "tokenmill")
-            - {"tokenmill"}
-            - under(imported_names(file), "tokenmill.wire")
-        )
-    }
+    """cli.py, where a worker is put together, may start the embedded server besides."""
+    allowed = {"cli.py": {"tokenmill.embedded", "tokenmill.embedded.embedded_server"}}
+    offenders: dict[str, set[str]] = {}
+    for file in WORKER.rglob("*.py"):
+        of_producer = under(imported_names(file), "tokenmill") - under(imported_names(file), "tokenmill.wire")
+        if found := of_producer - {"tokenmill"} - allowed.get(file.relative_to(WORKER).as_posix(), set()):
+            offenders[str(file.relative_to(ROOT))] = found
     assert offenders == {}
 
 

@@ -12,9 +12,10 @@ from typing import Any, Self, TypeVar
 
 from tokenmill.bulk.planner import OutgoingRow
 from tokenmill.bulk.run import Answer, SendStatus
+from tokenmill.reader import ResultReader
 from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.keys import MAX_JOBS_PER_CALL, PRIORITY_LANES, Keys
-from tokenmill.wire.messages import DeltaEntry, ResetEntry, TerminalEntry, decode_entry
+from tokenmill.wire.messages import Completion
 from tokenmill.wire.store import Command, Store, Submission, SubmitReply, Transitions, connect
 
 T = TypeVar("T")
@@ -158,32 +159,31 @@ def _parts(rows: Sequence[OutgoingRow]) -> Iterator[Sequence[OutgoingRow]]:
 
 
 def _fold(request_id: str, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> Answer:
-    """One choice's result stream, from its first entry to its terminal one."""
-    token_ids: list[int] = []
+    """A result stream, from its first entry to its terminal one."""
+    reader = ResultReader(request_id)
     for entry_id, fields in entries:
-        entry = decode_entry(entry_id.decode(), fields)
-        if isinstance(entry, ResetEntry):
-            token_ids.clear()
-        elif isinstance(entry, DeltaEntry):
-            token_ids += entry.token_ids
-        else:
-            return _answer(request_id, entry, token_ids)
-    return Answer(request_id=request_id, error=("lost", "its result expired before it was read"))
+        reader.feed(entry_id.decode(), fields)
+    if reader.completion is None:
+        return Answer(request_id=request_id, error=("lost", "its result expired before it was read"))
+    return _answer(reader.completion)
 
 
-def _answer(request_id: str, entry: TerminalEntry, token_ids: Sequence[int]) -> Answer:
+def _answer(completion: Completion) -> Answer:
     return Answer(
-        request_id=request_id,
-        text=entry.text,
-        token_ids=tuple(token_ids),
-        finish_reason=entry.finish_reason,
-        prompt_tokens=entry.usage.prompt_tokens,
-        completion_tokens=entry.usage.completion_tokens,
-        error=None if entry.type == "done" else _error(entry),
+        request_id=completion.request_id,
+        text=completion.text,
+        token_ids=completion.token_ids,
+        finish_reason=completion.finish_reason,
+        prompt_tokens=completion.usage.prompt_tokens,
+        completion_tokens=completion.usage.completion_tokens,
+        error=_error(completion),
     )
 
 
-def _error(entry: TerminalEntry) -> tuple[str, str]:
-    if entry.error is not None:
-        return entry.error.code, entry.error.message
-    return entry.type, f"the request was {entry.type}"
+def _error(completion: Completion) -> tuple[str, str] | None:
+    """A row counts as done when the model ended it, not when somebody else did."""
+    if completion.error is not None:
+        return completion.error.code, completion.error.message
+    if completion.finish_reason in ("stop", "length"):
+        return None
+    return completion.finish_reason, f"the request was {completion.finish_reason}"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from inspect import cleandoc
 from typing import NoReturn
 
 import click
@@ -22,7 +23,7 @@ class Exit(IntEnum):
     TERMINATED = 143  # SIGTERM: 128 + 15
 
 
-EXIT_HELP = """Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no server, 4 timed out, 130 interrupted."""
+EXIT_CODES = "0 done, 1 failed, 2 wrong usage, 3 no server, 4 timed out, 130 interrupted, 143 terminated"
 
 
 class Terminated(KeyboardInterrupt):
@@ -41,6 +42,11 @@ def code_of(error: TokenmillError) -> Exit:
     if isinstance(error, UnavailableError):
         return Exit.NO_SERVER
     return Exit.TIMEOUT if isinstance(error, ResultTimeoutError) else Exit.FAILED
+
+
+def with_exit_codes(text: str, codes: str = EXIT_CODES) -> str:
+    """A command's help with its exit codes below it."""
+    return f"{cleandoc(text)}\n\nExit codes: {codes}."
 
 
 @contextmanager

@@ -64,16 +64,17 @@ def _load(plugin: EntryPoint) -> object:
     """The plugin's object; a plugin that cannot be loaded ends this command, with the reason, and no other."""
     try:
         return plugin.load()
-    except ModuleNotFoundError as error:
-        fail(_missing_module(plugin, error), Exit.USAGE)
     except Exception as error:  # foreign code: whatever it raises must not look like our crash
-        fail(f"the command {plugin.name!r} from {plugin.value} cannot be loaded: {type(error).__name__}: {error}")
+        fail(f"the command {plugin.name!r} cannot be used: {_reason(plugin, error)}", Exit.USAGE)
 
 
-def _missing_module(plugin: EntryPoint, error: ModuleNotFoundError) -> str:
-    extra = KNOWN_PLUGINS.get(_package(plugin), ("", ""))[1]
-    advice = f": pip install 'tokenmill[{extra}]'" if extra else ""
-    return f"the command {plugin.name!r} needs the module {error.name!r}, which is not installed{advice}"
+def _reason(plugin: EntryPoint, error: Exception) -> str:
+    package = _package(plugin)
+    missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    if missing and missing.partition(".")[0] != package:
+        extra = KNOWN_PLUGINS.get(package, ("", ""))[1]
+        return f"it needs {missing}: pip install " + (f"'tokenmill[{extra}]'" if extra else missing)
+    return f"{plugin.value} raises {type(error).__name__}: {error}"
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})

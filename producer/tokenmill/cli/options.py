@@ -1,11 +1,9 @@
 """Options that several commands share, spelled once. The one place of the producer side that reads TOKENMILL_*."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
-
-from tokenmill.cli.exits import EXIT_HELP
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -50,13 +48,8 @@ def sampling_options(function: Function) -> Function:
     return function
 
 
-def sampling_of(arguments: dict[str, Any]) -> dict[str, Any]:
+def sampling_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, by the wire's names; what was not is left to the model."""
     names = ("max_tokens", "temperature", "top_p", "seed")
     chosen = {name: arguments[name] for name in names if arguments[name] is not None}
     return {**chosen, "stop": list(arguments["stop"])} if arguments["stop"] else chosen
-
-
-def with_exit_codes(text: str) -> str:
-    """A command's help with the table of exit codes below it."""
-    return f"{text}\n\n\b\n{EXIT_HELP}"

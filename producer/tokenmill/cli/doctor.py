@@ -1,0 +1,80 @@
+"""`tokenmill doctor`: is everything there that the main job needs? Shows findings; what to look at is in checks.py."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import click
+
+from tokenmill.cli.checks import (
+    Finding,
+    Status,
+    look_at_device,
+    look_at_model,
+    look_at_server,
+    look_at_worker_extra,
+)
+from tokenmill.cli.exits import Exit, with_exit_codes
+from tokenmill.cli.options import json_option, queue_option, redis_option
+from tokenmill.client import Client
+from tokenmill.wire.errors import TokenmillError
+
+MARKS: dict[Status, str] = {"ok": "ok     ", "warning": "warning", "broken": "BROKEN "}
+COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "broken": "red"}
+
+
+@click.command(
+    help=with_exit_codes(
+        """Check the server, its settings, the workers, the model and the device.
+
+        \b
+        tokenmill doctor --redis redis://localhost:6379/0 --model smollm2
+        """,
+        "0 nothing is broken (there may be warnings), 1 something is broken, 2 wrong usage",
+    )
+)
+@redis_option
+@queue_option
+@click.option("--model", metavar="M", help="Also look for this model: hub id, folder, GGUF file, smollm2 or echo.")
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, redis_url: str, queue: str, model: str | None, as_json: bool) -> None:
+    findings = list(_look(redis_url, queue, model))
+    is_fit = all(finding.status != "broken" for finding in findings)
+    if as_json:
+        click.echo(json.dumps({"ok": is_fit, "checks": [asdict(finding) for finding in findings]}))
+    else:
+        for finding in findings:
+            _show(finding)
+    ctx.exit(Exit.OK if is_fit else Exit.FAILED)
+
+
+def _look(url: str, queue: str, model: str | None) -> Iterator[Finding]:
+    is_served = False
+    for finding in look_at_server(url, queue):
+        is_served = is_served or (finding.check, finding.status) == ("server", "ok")
+        yield finding
+    if is_served:
+        yield _look_at_workers(url, queue)
+    yield look_at_worker_extra()
+    if model is not None:
+        yield look_at_model(model)
+    yield look_at_device()
+
+
+def _look_at_workers(url: str, queue: str) -> Finding:
+    try:
+        with Client(url, queue=queue) as client:
+            workers = client.statistics().workers
+    except TokenmillError as error:
+        return Finding("workers", "broken", str(error))
+    if not workers:
+        return Finding("workers", "warning", f"none on queue {queue!r}", "start one: tokenmill worker --redis URL")
+    return Finding("workers", "ok", f"{len(workers)} on queue {queue!r}")
+
+
+def _show(finding: Finding) -> None:
+    mark = click.style(MARKS[finding.status], fg=COLOURS[finding.status])
+    click.echo(f"{mark}  {finding.check:<12}  {finding.detail}")
+    if finding.advice and finding.status != "ok":
+        click.echo(f"{'':<23}-> {finding.advice}")

@@ -10,16 +10,18 @@ import json
 import os
 import sys
 import time
+from typing import Any  # redis-py's types leave open what a reply is
 
 import redis
 
 BLOCK_MS = 5_000  # how long one XREAD may wait; the connection must live longer than that
+Entry = tuple[str, dict[str, str]]  # its id, its fields
 FINAL = {"done", "error", "cancelled", "expired"}
 
 
 def enqueue(server: "redis.Redis", queue: str, body: dict[str, object]) -> str:
     """Adds one request to the normal lane; returns the key of its answer."""
-    entry_id = server.xadd(f"tm:{{{queue}.0}}:in:2", {"body": json.dumps(body)})
+    entry_id: Any = server.xadd(f"tm:{{{queue}.0}}:in:2", {"body": json.dumps(body)})
     return f"tm:{{{queue}.0}}:r:2-{entry_id}"  # no id was given, so the request is called <lane>-<entry id>
 
 
@@ -27,13 +29,18 @@ def follow(server: "redis.Redis", key: str, *, timeout_s: float) -> dict[str, st
     """Prints the answer as it grows; returns the final entry. TimeoutError when it does not come."""
     after, deadline = "0", time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        for _key, entries in server.xread({key: after}, block=BLOCK_MS) or []:
-            for entry_id, fields in entries:
-                after = entry_id  # reading on from here loses nothing and repeats nothing, also after a reconnect
-                if fields["type"] in FINAL:
-                    return dict(fields)
-                show(fields)
+        for entry_id, fields in read(server, key, after):
+            after = entry_id  # reading on from here loses nothing and repeats nothing, also after a reconnect
+            if fields["type"] in FINAL:
+                return fields
+            show(fields)
     raise TimeoutError(f"no final entry in {key} within {timeout_s:g} s: is a worker running?")
+
+
+def read(server: "redis.Redis", key: str, after: str) -> list[Entry]:
+    """What came after that entry; waits for it up to BLOCK_MS."""
+    reply: Any = server.xread({key: after}, block=BLOCK_MS)
+    return reply[0][1] if reply else []
 
 
 def show(fields: dict[str, str]) -> None:
@@ -47,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--queue", default="default")
+    parser.add_argument("--queue", default=os.environ.get("TOKENMILL_QUEUE", "default"))
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds")
     options = parser.parse_args()
 

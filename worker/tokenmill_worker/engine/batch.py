@@ -1,4 +1,4 @@
-"""One step's work, packed: every scheduled token of every row in one run of T tokens, and nothing else. Knows no torch."""
+"""One step's work, packed: the scheduled tokens of all rows in one run of T, and nothing else. Knows no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

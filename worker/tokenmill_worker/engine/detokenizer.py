@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from tokenmill_worker.engine.batch import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A character is at most four bytes, hence at most four tokens; twice that and the bytes are no UTF-8 at all.
+# A character is at most four bytes, hence at most four tokens; at twice that the bytes are no UTF-8 at all.
 _MAX_HELD_TOKENS = 8
 
 
@@ -58,9 +58,11 @@ class Utf8Decoder:
 
     def _give_out(self, num_tokens: int, text: str) -> list[str]:
         given, self._held = self._held[:num_tokens], self._held[num_tokens:]
-        if text:  # a special token has none: it must not push the context out of the window
+        if text:
             self._context = given
             self._context_len = len(self._decode(given))
+        elif len(self._context) < _MAX_HELD_TOKENS:
+            self._context = self._context + given  # a special token, or a space that the start of a text hides
         return [text] if num_tokens == 1 else [""] * (num_tokens - 1) + [text]
 
 

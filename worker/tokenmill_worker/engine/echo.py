@@ -116,7 +116,7 @@ class EchoRunner:
     def _is_inside_character(self, batch: PackedBatch, rows: Indices, last: Indices) -> NDArray[np.bool_]:
         """Do the last tokens begin a character without ending it?"""
         is_inside = np.zeros(len(rows), dtype=np.bool_)
-        is_tail = ~is_inside  # only continuation bytes were seen so far
+        is_tail = np.ones(len(rows), dtype=np.bool_)  # only continuation bytes were seen so far
         for back in range(3):
             byte = self._token[self._slots(batch, rows, np.maximum(last - back, 0))]
             np.logical_or(is_inside, is_tail & (last >= back) & (_LENGTH[byte] > back + 1), out=is_inside)
@@ -126,7 +126,7 @@ class EchoRunner:
 
 def sample(logits: Floats, rows: Sequence[SampleRow]) -> list[Sampled]:
     """One draw per row of [S, V] logits, by one uniform each; a row with a non-finite logit draws nothing."""
-    is_finite: NDArray[np.bool_] = np.isfinite(logits).all(axis=1, keepdims=True)
+    is_finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits), axis=1, keepdims=True)
     raw = logits - _logsumexp(np.where(np.isfinite(logits), logits, 0.0))
     adjusted = logits.copy()
     for index, row in enumerate(rows):

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from tokenmill import Client
 from tokenmill.wire.keys import Keys
 from tokenmill.wire.store import Store, Transitions, connect
 
+from tests.support.hands import Hands
 from tests.support.servers import running_server
 
 _numbers = itertools.count(1)
@@ -47,3 +49,15 @@ def server(redis_url: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 def store(server: redis.Redis) -> Store:
     return Store(server)
+
+
+@pytest.fixture
+def hands(store: Store, keys: Keys) -> Hands:
+    """A registered worker that does what the test tells it."""
+    return Hands(store, keys)
+
+
+@pytest.fixture
+def client(redis_url: str, queue: str) -> Iterator[Client]:
+    with Client(redis_url, queue=queue) as client:
+        yield client

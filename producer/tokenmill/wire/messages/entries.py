@@ -41,7 +41,7 @@ class DeltaEntry(Frozen):
     offset: int = Field(ge=0)
     token_ids: tuple[int, ...] = Field(min_length=1)
     text: str
-    index: int = Field(0, ge=0)
+    index: int = Field(default=0, ge=0)
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
 

@@ -123,7 +123,7 @@ class SamplingParams(Frozen):
 
     def given(self) -> dict[str, object]:
         """The fields that the producer set, by name."""
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class Message(Frozen):
@@ -222,7 +222,7 @@ class Request(Frozen):
         _check_names(fields, options, prefix)
         _refuse_unsupported(fields)
         fields = _normalise(fields)
-        subject = {name: fields.pop(name) for name in ("prompt", "messages", "model") if name in fields}
+        subject = {name: fields.pop(name) for name in _SUBJECT if name in fields}
         if ("prompt" in subject) == ("messages" in subject):
             both = "not both" if "prompt" in subject else "none was given"
             raise InvalidRequestError(f"a request has either prompt or messages: {both}", param="prompt")
@@ -251,13 +251,15 @@ class Request(Frozen):
     @cached_property
     def digest(self) -> str:
         """sha256, hex, of what is asked. A retry under a new trace asks the same, so `traceparent` does not count."""
-        options = self._options()
-        options.pop("traceparent", None)
-        return hashlib.sha256(_dump(self._fields(options))).hexdigest()
+        asked = self._encoded
+        if self.traceparent is not None:
+            options = self._options()
+            del options["traceparent"]
+            asked = _dump(self._fields(options))
+        return hashlib.sha256(asked).hexdigest()
 
     def _options(self) -> dict[str, object]:
-        defaults = type(self).model_fields
-        return {name: value for name in _OPTIONS if (value := getattr(self, name)) != defaults[name].default}
+        return {name: value for name, default in _OPTIONS.items() if (value := getattr(self, name)) != default}
 
     def _fields(self, options: dict[str, object]) -> dict[str, object]:
         fields: dict[str, object] = self.sampling.given()
@@ -272,8 +274,12 @@ class Request(Frozen):
         return fields
 
 
-_OPTIONS = ("priority", "deadline_s", "group", "stream", "result_ttl_s", "traceparent", "on_detach")
-_SPELLINGS = frozenset(("prompt", "messages", "model", "max_completion_tokens", "top_logprobs"))
+_SUBJECT = frozenset(("prompt", "messages", "model"))
+_OPTIONS: dict[str, object] = {
+    name: field.default for name, field in Request.model_fields.items() if name not in _SUBJECT | {"sampling"}
+}
+_ALIASES = frozenset(("max_completion_tokens", "top_logprobs"))
+_KNOWN_FIELDS = _SUBJECT | SamplingParams.model_fields.keys() | UNSUPPORTED_FIELDS.keys() | _ALIASES
 
 
 def decode_object(body: bytes) -> dict[str, object]:
@@ -306,8 +312,8 @@ def _is_broken(value: object) -> bool:
 
 
 def _check_names(fields: Mapping[str, object], options: Mapping[str, object], prefix: str) -> None:
-    known = SamplingParams.model_fields.keys() | UNSUPPORTED_FIELDS.keys() | _SPELLINGS
-    for name in [*fields.keys() - known, *(prefix + option for option in options.keys() - set(_OPTIONS))]:
+    unknown = fields.keys() - _KNOWN_FIELDS
+    for name in [*unknown, *(prefix + option for option in options.keys() - _OPTIONS.keys())]:
         printable = name.encode("utf-8", "backslashreplace").decode()
         raise InvalidRequestError(f"unknown field {printable!r}", param=printable, code="unknown_field")
 

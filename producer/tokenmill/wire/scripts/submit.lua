@@ -6,11 +6,17 @@ local deadlines, not_before, lanes = key(), key(), lane_keys()
 local max_depth, retry_after_ms, count = tonumber(arg()), arg(), tonumber(arg())
 local now = now_ms()
 local replies = {}
+local depths = {}
+
+local function depth_of(lane)
+  if not depths[lane] then depths[lane] = redis.call('XLEN', lanes[lane]) end
+  return depths[lane]
+end
 
 local function accept(keys, id, new, lane, delay_ms)
   if delay_ms == '' then
-    create_job(keys, id, new, 'queued', lane, '', now, deadlines)
-    redis.call('HSET', keys.job, 'entry', enqueue(lanes[lane], id, new.group))
+    create_job(keys, id, new, 'queued', lane, enqueue(lanes[lane], id, new.group), now, deadlines)
+    depths[lane] = depths[lane] + 1
   else
     create_job(keys, id, new, 'scheduled', lane, '', now, deadlines)
     redis.call('ZADD', not_before, integer(now + tonumber(delay_ms)), id)
@@ -24,7 +30,7 @@ for i = 1, count do
   local known = redis.call('HMGET', keys.job, 'digest', 'state')
   if known[2] then
     replies[i] = {known[1] == new.digest and 'dup' or 'conflict', known[2], ''}
-  elseif redis.call('XLEN', lanes[lane]) >= max_depth then
+  elseif depth_of(lane) >= max_depth then
     replies[i] = {'busy', '', retry_after_ms}
   else
     accept(keys, id, new, lane, delay_ms)

@@ -115,10 +115,10 @@ class AsyncStore:
 
 
 def _unavailable(client: "redis.Redis | redis.asyncio.Redis", error: Exception) -> UnavailableError:
-    url = url_of(client)
+    url, reason = url_of(client), str(error).rstrip(".")
     if isinstance(error, AuthenticationError):
-        return UnavailableError(f"{url} refused the user or password: {error}")
+        return UnavailableError(f"{url} refused the user or password: {reason}")
     return UnavailableError(
-        f"no answer from {url}: {str(error).rstrip('.')}. Is the server running, and is this its URL? `docker compose up` starts one; "
+        f"no answer from {url}: {reason}. Is the server running, and is this its URL? `docker compose up` starts one; "
         f"set TOKENMILL_REDIS_URL or pass --redis for another"
     )

@@ -25,7 +25,7 @@ def round_trip(entry: Entry) -> Entry:
 
 
 reasons = st.sampled_from(["stop", "length", "cancelled", "expired", "error"])
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 logprobs = st.builds(
     TokenLogprob,
     logprob=st.floats(-9999, 0),
@@ -40,15 +40,13 @@ deltas = st.builds(
     finish_reason=st.none() | reasons,
     logprobs=st.none() | st.lists(logprobs, max_size=3).map(tuple),
 )
+choices = st.builds(ChoiceText, index=st.integers(0, 5), text=texts, finish_reason=reasons)
 terminals = st.builds(
     TerminalEntry,
     type=st.sampled_from(["done", "error", "cancelled", "expired"]),
     finish_reason=reasons,
     text=texts,
-    choices=st.none()
-    | st.lists(st.builds(ChoiceText, index=st.integers(0, 5), text=texts, finish_reason=reasons), max_size=3).map(
-        tuple
-    ),
+    choices=st.none() | st.lists(choices, max_size=3).map(tuple),
     usage=st.builds(Usage, prompt_tokens=st.integers(0, 9), completion_tokens=st.integers(0, 9)),
     error=st.none() | st.builds(ErrorInfo, code=texts, message=texts),
     timings=st.builds(Timings, total=st.none() | st.floats(0, 1e9)),

@@ -59,7 +59,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"top_logprobs": 5}, "top_logprobs"),
     ({"logprobs": False, "top_logprobs": 5}, "top_logprobs"),
-    ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+    ({"logit_bias": {"5": 101}}, "logit_bias[5]"),
     ({"logit_bias": {"five": 1}}, "logit_bias.five"),
     ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
@@ -144,10 +144,12 @@ def test_an_unknown_field_of_any_name_is_told_in_printable_text(name: str) -> No
 
 
 def test_a_body_over_a_mebibyte_is_refused_on_both_sides() -> None:
-    for attempt in (lambda text: Request.build(prompt=text), lambda text: Request.decode(text.encode())):
-        with pytest.raises(InvalidRequestError, match="at most 1048576") as caught:
-            attempt("é" * (MAX_BODY_BYTES // 2 + 1))
-        assert caught.value.code == "too_large"
+    text = "é" * (MAX_BODY_BYTES // 2 + 1)
+    with pytest.raises(InvalidRequestError, match="at most 1048576"):
+        Request.build(prompt=text)
+    with pytest.raises(InvalidRequestError, match="at most 1048576") as caught:
+        Request.decode(text.encode())
+    assert caught.value.code == "too_large"
 
 
 def test_no_error_repeats_the_prompt() -> None:
@@ -181,9 +183,8 @@ def test_a_retry_under_another_trace_is_the_same_request() -> None:
 
 
 def test_another_parameter_is_another_request() -> None:
-    digests = {
-        Request.build(prompt="a", **more).digest for more in ({}, {"seed": 0}, {"seed": 1}, {"priority": "bulk"})
-    }
+    others: list[dict[str, object]] = [{}, {"seed": 0}, {"seed": 1}, {"priority": "bulk"}]
+    digests = {Request.build(prompt="a", **more).digest for more in others}
     assert len(digests) == 4
 
 
@@ -204,7 +205,7 @@ def test_a_bad_id_is_refused(request_id: object) -> None:
     assert caught.value.param == "id"
 
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40)
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 floats = st.floats(0, 2, allow_nan=False)
 requests = st.fixed_dictionaries(
     {"prompt": texts | st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8)},
@@ -256,14 +257,19 @@ field_names = st.sampled_from(
 )
 
 
+def refusal_of(body: bytes) -> InvalidRequestError | None:
+    try:
+        Request.decode(body)
+    except InvalidRequestError as error:
+        return error
+    return None
+
+
 @given(st.dictionaries(field_names, json_values, max_size=5))
 @settings(max_examples=300, deadline=None)
 def test_any_json_object_is_a_request_or_a_clear_refusal(body: dict[str, object]) -> None:
-    try:
-        Request.decode(json.dumps(body).encode())
-    except InvalidRequestError as error:
-        assert error.param is not None
-        assert str(error).encode()
+    refusal = refusal_of(json.dumps(body).encode())
+    assert refusal is None or (refusal.param is not None and str(refusal).encode())
 
 
 @given(st.binary(max_size=60))

@@ -23,7 +23,7 @@ from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
 from tokenmill_worker.queue.ready import READY_MAX, ReadyBuffer
 from tokenmill_worker.queue.service import Service
 
-BLOCK_S = 0.5  # at most so long is the reader deaf to a stop; twice a second costs an idle worker nothing
+BLOCK_S = 0.2  # at most so long is the reader deaf to a stop; five looks a second cost an idle worker next to nothing
 POLL_S = 1.0  # at most so long does an idle loop sleep before it looks after its services
 AUDIT_INTERVAL_S = 30.0  # also without an error: a reply can get lost without one
 

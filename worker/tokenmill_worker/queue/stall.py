@@ -19,13 +19,13 @@ class StallWatch:
         self._statistics = statistics
         self._timeout_s = timeout_s
         self._now_s = now_s
-        self._num_steps = -1
+        self._num_steps: int | None = None  # None: idle when last seen
         self._moved_at_s = now_s()
 
     def is_stalled(self) -> bool:
         seen = self._statistics()
-        has_work = seen.num_waiting + seen.num_running > 0
-        if not has_work or seen.num_steps != self._num_steps:
-            self._num_steps = seen.num_steps
+        num_steps = seen.num_steps if seen.num_waiting + seen.num_running else None
+        if num_steps is None or num_steps != self._num_steps:
+            self._num_steps = num_steps
             self._moved_at_s = self._now_s()
         return self._now_s() - self._moved_at_s > self._timeout_s

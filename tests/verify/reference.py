@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenmill_worker.engine.loading import quiet_transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -13,7 +14,8 @@ class Reference:
     """Plain float32 Hugging Face model in `folder`, with its default attention."""
 
     def __init__(self, folder: Path) -> None:
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with quiet_transformers():
+            self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], *, max_tokens: int, ignore_eos: bool = False) -> list[int]:

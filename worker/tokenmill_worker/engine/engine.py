@@ -1,11 +1,11 @@
 """The engine: requests in, token events out, one step at a time. Knows no queue, no model class and no device."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
 
 from tokenmill_worker.engine import echo
+from tokenmill_worker.engine.active import ActiveRequest, Choice
 from tokenmill_worker.engine.api import (
     Capacity,
     EngineConfig,
@@ -15,53 +15,19 @@ from tokenmill_worker.engine.api import (
     FinishReason,
     InvalidRequestError,
     RequestOutput,
-    ResumedChoice,
     RowError,
     SamplingParams,
     TokenEvent,
-    Usage,
 )
 from tokenmill_worker.engine.batch import PAGE_SIZE, Loaded, Runner, Sampled, Tokenizer
 from tokenmill_worker.engine.offline import Prompts, offline_requests, run_offline
 from tokenmill_worker.engine.packer import pack
 from tokenmill_worker.engine.pages import Pages
 from tokenmill_worker.engine.scheduler import Scheduled, Scheduler
-from tokenmill_worker.engine.sequence import Sequence
-from tokenmill_worker.engine.transcript import Transcript
-from tokenmill_worker.engine.uniform import choice_seed, seed_from_text
 from tokenmill_worker.engine.validation import Validator
 
 _logger = logging.getLogger(__name__)
 _Outcome = tuple[Scheduled, Sampled | None]  # None: a prefill chunk that ends before the last known token
-
-
-@dataclass(slots=True)
-class _Choice:
-    """One of a request's n answers: `sequence` is what the scheduler sees, `transcript` what the caller reads."""
-
-    sequence: Sequence
-    transcript: Transcript
-
-    @property
-    def is_finished(self) -> bool:
-        return self.transcript.finish_reason is not None
-
-
-@dataclass(slots=True)
-class _ActiveRequest:
-    """A request between `add_request` and its last event. `parked` choices join when the prompt is in the pages."""
-
-    prompt_tokens: int
-    choices: list[_Choice]
-    parked: list[Sequence] = field(default_factory=list)
-
-    @property
-    def unfinished(self) -> list[_Choice]:
-        return [choice for choice in self.choices if not choice.is_finished]
-
-    def usage(self) -> Usage:
-        cached = max(choice.sequence.num_cached_tokens or 0 for choice in self.choices)
-        return Usage(self.prompt_tokens, sum(choice.transcript.num_tokens for choice in self.choices), cached)
 
 
 def load(config: EngineConfig) -> Loaded:
@@ -76,7 +42,7 @@ def load(config: EngineConfig) -> Loaded:
 class Engine:
     """Continuous batching over one runner.
 
-    `step` and all that changes requests belong to one thread; `validate` and `cancel` may be called from any.
+    `step` and all that changes requests belong to one thread; `validate`, `cancel` and `statistics` are for any.
     """
 
     def __init__(
@@ -104,7 +70,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             num_pages=self._runner.num_pages,
         )
-        self._requests: dict[str, _ActiveRequest] = {}
+        self._requests: dict[str, ActiveRequest] = {}
         self._cancelled: dict[str, FinishReason] = {}  # from the next step on
         self._events: list[TokenEvent] = []  # of the step under way
         self._num_arrivals = self._num_steps = self._num_finished = 0
@@ -137,7 +103,8 @@ class Engine:
         self._validator.validate(request.prompt_token_ids, request.params, request.resume)
         if request.request_id in self._requests:
             raise InvalidRequestError(f"request {request.request_id} is already running", code="duplicate_request")
-        active = _ActiveRequest(len(request.prompt_token_ids), list(self._choices(request)))
+        max_total = self._validator.max_total(request.prompt_token_ids, request.params)
+        active = ActiveRequest.start(request, self.tokenizer, max_total=max_total, arrival=self._num_arrivals)
         self._requests[request.request_id] = active
         self._num_arrivals += 1
         unfinished = [choice.sequence for choice in active.unfinished]
@@ -166,38 +133,7 @@ class Engine:
         for request_id in list(self._requests):
             self.drop(request_id)
 
-    def _choices(self, request: EngineRequest) -> Iterator[_Choice]:
-        """One per n, each with what an earlier worker told of it."""
-        params = request.params
-        max_total = self._validator.max_total(request.prompt_token_ids, params)
-        eos_token_ids = () if params.ignore_eos else tuple(self.tokenizer.eos_token_ids)
-        stop_token_ids = (*eos_token_ids, *params.stop_token_ids)
-        seed = seed_from_text(request.request_id) if params.seed is None else params.seed
-        siblings: list[Sequence] = []
-        for index, resumed in enumerate(request.resume or [ResumedChoice()] * params.n):
-            sequence = Sequence(
-                request.prompt_token_ids,
-                params,
-                max_total=max_total,
-                request_id=request.request_id,
-                rank=(request.priority, self._num_arrivals, index),
-                seed=choice_seed(seed, index),
-                stop_token_ids=stop_token_ids,
-                output_token_ids=resumed.token_ids,
-                siblings=siblings,
-            )
-            transcript = Transcript(
-                request.request_id,
-                index,
-                params,
-                self.tokenizer,
-                stop_token_ids=stop_token_ids,
-                max_tokens=max_total - sequence.n_prompt,
-            )
-            transcript.replay(resumed.token_ids, resumed.finish_reason)
-            yield _Choice(sequence, transcript)
-
-    def _tell_finished_by_resume(self, active: _ActiveRequest) -> None:
+    def _tell_finished_by_resume(self, active: ActiveRequest) -> None:
         """Choices that the resumed tokens alone complete, and the last word of a request that lacked only that."""
         if not active.unfinished:
             active.choices[-1].transcript.tell_end_again()
@@ -206,8 +142,8 @@ class Engine:
                 self._tell(choice)
 
     def _end_cancelled(self) -> None:
-        cancelled, self._cancelled = self._cancelled, {}
-        for request_id, reason in cancelled.items():
+        while self._cancelled:
+            request_id, reason = self._cancelled.popitem()  # one by one: another thread may be adding
             if request_id in self._requests:
                 self._end(request_id, reason)
 
@@ -219,7 +155,7 @@ class Engine:
             choice.transcript.finish(reason)
             self._tell(choice, error)
 
-    def _leave(self, active: _ActiveRequest) -> None:
+    def _leave(self, active: ActiveRequest) -> None:
         for choice in active.choices:
             self._scheduler.remove(choice.sequence)
 
@@ -228,8 +164,9 @@ class Engine:
     def _run(self, rows: list[Scheduled]) -> list[_Outcome]:
         """The runner's answer for each row. A fault costs the row that causes it, never its neighbours."""
         while rows:
+            batch = pack(rows)
             try:
-                drawn = iter(self._runner.run(pack(rows)))
+                drawn = iter(self._runner.run(batch))
             except Exception as error:  # whatever a model raises must end one request, not the worker
                 if len(rows) == 1 or not _is_out_of_memory(error):
                     return self._run_apart(rows, error)
@@ -241,6 +178,7 @@ class Engine:
     def _run_apart(self, rows: list[Scheduled], error: Exception) -> list[_Outcome]:
         """The step failed: run its rows one by one, so that only the guilty fail. Doing a row again changes nothing."""
         if len(rows) == 1:
+            _logger.error("Request %s failed", rows[0].sequence.request_id, exc_info=error)
             code = "out_of_memory" if _is_out_of_memory(error) else "engine_error"
             return [(rows[0], Sampled(error=RowError(code, f"{type(error).__name__}: {error}")))]
         _logger.warning("A step of %d rows failed (%s); they run one by one", len(rows), type(error).__name__)
@@ -274,13 +212,13 @@ class Engine:
             self._pages.forget(choice.sequence.pages)
         self._end(request_id, "error", error)
 
-    def _unpark(self, active: _ActiveRequest) -> None:
+    def _unpark(self, active: ActiveRequest) -> None:
         """The prompt is in the pages: the other choices can share it."""
         parked, active.parked = active.parked, []
         for sequence in parked:
             self._scheduler.add(sequence)
 
-    def _append(self, choice: _Choice, sampled: Sampled) -> None:
+    def _append(self, choice: Choice, sampled: Sampled) -> None:
         choice.sequence.append(sampled.token_id)
         choice.transcript.add(sampled.token_id, sampled.logprobs)
         if choice.is_finished:
@@ -295,12 +233,12 @@ class Engine:
 
     # Events
 
-    def _tell(self, choice: _Choice, error: RowError | None = None) -> None:
+    def _tell(self, choice: Choice, error: RowError | None = None) -> None:
         """What is new of this choice; with its usage the request is over and forgotten."""
         usage = None
         if choice.is_finished:
             active = self._requests[choice.sequence.request_id]
-            usage = None if active.unfinished else active.usage()
+            usage = active.usage() if active.is_last_word(choice) else None
         event = choice.transcript.take_event(usage=usage, error=error)
         if event is not None:
             self._events.append(event)
@@ -325,8 +263,8 @@ class Engine:
         return Capacity(num_rows, num_pages * PAGE_SIZE)
 
     def statistics(self) -> EngineStatistics:
-        """One look at everything; never half a step."""
-        num_parked = sum(len(active.parked) for active in self._requests.values())
+        """One look at everything. From any thread; counters of a step under way may be ahead of its events."""
+        num_parked = sum(len(active.parked) for active in list(self._requests.values()))
         return EngineStatistics(
             num_waiting=len(self._scheduler.waiting) + num_parked,
             num_running=len(self._scheduler.running),

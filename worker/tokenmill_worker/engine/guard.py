@@ -36,9 +36,12 @@ class Piece(NamedTuple):
     end: int
 
 
-def check(adapter: Adapter, *, window: int | None) -> None:
-    """Raises ModelError when packed and plain logits differ. `window`: the model's narrowest sliding window, if any."""
-    sequences = _sequences(adapter.vocab_size, window)
+def check(adapter: Adapter, *, window: int | None, longest: int) -> None:
+    """Raises ModelError when packed and plain logits differ.
+
+    `window` is the model's sliding window, if it has one; `longest` the longest sequence that it is exact for.
+    """
+    sequences = _sequences(adapter.vocab_size, window, longest)
     dtype = adapter.kv_dtype
     if dtype == torch.float32:
         _compare("float32", _packed(adapter, sequences, dtype), _plain(adapter, sequences), TOLERANCE)
@@ -54,16 +57,16 @@ def check(adapter: Adapter, *, window: int | None) -> None:
         _compare(str(dtype), packed, plain, COARSE_TOLERANCE, measure=_difference)
 
 
-def _sequences(vocab_size: int, window: int | None) -> list[np.ndarray]:
+def _sequences(vocab_size: int, window: int | None, longest: int) -> list[np.ndarray]:
     num_long = LONG if window is None or window > WIDEST_WINDOW else max(LONG, window + 9)
     draw = np.random.default_rng(0)
-    return [draw.integers(0, vocab_size, length).astype(np.int32) for length in (num_long, SHORT)]
+    return [draw.integers(0, vocab_size, min(length, longest)).astype(np.int32) for length in (num_long, SHORT)]
 
 
 def _steps(num_long: int, num_short: int) -> Iterator[list[Piece]]:
     """Both in chunks, then chunk beside decode, then both decoding, then one left over."""
-    yield [Piece(0, 0, 33), Piece(1, 0, num_short - 4)]
-    yield [Piece(1, num_short - 4, num_short - 3), Piece(0, 33, num_long - 4)]
+    yield [Piece(0, 0, num_long // 2), Piece(1, 0, num_short - 4)]
+    yield [Piece(1, num_short - 4, num_short - 3), Piece(0, num_long // 2, num_long - 4)]
     for done in (3, 2, 1):
         yield [Piece(0, num_long - done - 1, num_long - done), Piece(1, num_short - done, num_short - done + 1)]
     yield [Piece(0, num_long - 1, num_long)]

@@ -15,18 +15,18 @@ class LengthLimit(NamedTuple):
     reason: str
 
 
-def max_model_len(config: PretrainedConfig, *, passes_window: bool, requested: int | None) -> int:
-    """Tokens of prompt plus completion. `passes_window`: the model tells attention its sliding window.
+def exact_limit(config: PretrainedConfig, *, passes_window: bool) -> LengthLimit | None:
+    """The tightest of the model's limits. `passes_window`: the model tells attention its sliding window."""
+    return min(_limits(config, passes_window=passes_window), key=lambda limit: limit.tokens, default=None)
 
-    Raises ModelError when more was requested than the model can do exactly.
-    """
-    limits = list(_limits(config, passes_window=passes_window))
-    if not limits:
+
+def max_model_len(limit: LengthLimit | None, *, requested: int | None) -> int:
+    """Tokens of prompt plus completion. Raises ModelError when more was requested than the model can do exactly."""
+    if limit is None:
         return requested or UNSTATED_LIMIT
-    tightest = min(limits, key=lambda limit: limit.tokens)
-    if requested is not None and requested > tightest.tokens:
-        raise ModelError(f"max_model_len {requested} is too long: {tightest.reason} ({tightest.tokens} tokens)")
-    return requested or tightest.tokens
+    if requested is not None and requested > limit.tokens:
+        raise ModelError(f"max_model_len {requested} is too long: {limit.reason} ({limit.tokens} tokens)")
+    return requested or limit.tokens
 
 
 def narrowest_window(config: PretrainedConfig) -> int | None:

@@ -35,14 +35,12 @@ MODEL_FAULTS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, Attri
 
 def load(config: EngineConfig) -> Loaded:
     """Raises ModelError, with what to do about it, for a model that is not there or cannot run packed."""
-    with _quiet_transformers():
+    with quiet_transformers():
         folder = checkpoint.locate(config.model, cache_dir=cache_dir(config))
         model = _load_model(folder, config)
         hf_tokenizer = _load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
         adapter = _packed(model, config)
-    max_model_len = length_limit.max_model_len(
-        adapter.config, passes_window=adapter.passes_window, requested=config.max_model_len
-    )
+    max_model_len = length_limit.max_model_len(_limit(adapter), requested=config.max_model_len)
     runner = ModelRunner(
         adapter,
         num_pages=sizing.num_pages(adapter, config, max_model_len=max_model_len),
@@ -165,8 +163,13 @@ def _packed(model: PreTrainedModel, config: EngineConfig) -> Adapter:
 
 def _guarded(model: PreTrainedModel, config: EngineConfig) -> Adapter:
     adapter = Adapter(model, backend_named(config.attention_backend))
-    guard.check(adapter, window=length_limit.narrowest_window(adapter.config))
+    longest = length_limit.max_model_len(_limit(adapter), requested=None)
+    guard.check(adapter, window=length_limit.narrowest_window(adapter.config), longest=longest)
     return adapter
+
+
+def _limit(adapter: Adapter) -> length_limit.LengthLimit | None:
+    return length_limit.exact_limit(adapter.config, passes_window=adapter.passes_window)
 
 
 def _first_line(error: BaseException) -> str:
@@ -175,7 +178,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and load reports on stderr: what matters in them is raised as ModelError."""
     verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)

@@ -10,12 +10,12 @@ from tokenmill_worker.engine.detokenizer import Detokenizer
 class Transcript:
     """Tokens go in with `add`, news come out with `take_event`.
 
-    `max_tokens` is what this choice may reach: the request's max_tokens, or less where the model ends.
+    `max_tokens` is what this choice may reach: the request's max_tokens, or less where the model ends. `is_told`: the
+    finish reason was told too, nothing is left to say.
     """
 
     __slots__ = (
         "_detokenizer",
-        "_is_closed",
         "_logprobs",
         "_max_tokens",
         "_min_tokens",
@@ -26,6 +26,7 @@ class Transcript:
         "_token_ids",
         "finish_reason",
         "index",
+        "is_told",
         "num_tokens",
         "request_id",
     )
@@ -50,7 +51,7 @@ class Transcript:
         self._max_tokens = max_tokens
         self._num_told = 0
         self._num_to_skip = 0  # tokens held back here that an earlier worker told
-        self._is_closed = False  # the finish reason was told
+        self.is_told = False
         self._token_ids: list[int] = []  # not told yet
         self._logprobs: list[Logprobs] = []  # of those
         self._texts: list[str] = []  # of those, as far as they are final
@@ -90,16 +91,16 @@ class Transcript:
         del self._token_ids[:num_final], self._texts[:]
         if finish_reason is not None:
             self.finish_reason = finish_reason
-            self._is_closed = True
+            self.is_told = True
 
     def tell_end_again(self) -> None:
         """An earlier worker told how this choice ended, but not that the whole request did."""
-        self._is_closed = False
+        self.is_told = False
 
     def take_event(self, *, usage: Usage | None = None, error: RowError | None = None) -> TokenEvent | None:
         """What is new since the last call; None when nothing is."""
         texts = self._take_texts()
-        is_over = self.finish_reason is not None and not self._is_closed
+        is_over = self.finish_reason is not None and not self.is_told
         if not texts and not is_over:
             return None
         num_told = len(texts)
@@ -116,7 +117,7 @@ class Transcript:
         )
         del self._token_ids[:num_told], self._logprobs[:num_told]
         self._num_told += num_told
-        self._is_closed = is_over
+        self.is_told = is_over
         return event
 
     def _take_texts(self) -> list[str]:

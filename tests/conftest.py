@@ -1,6 +1,7 @@
 """Fixtures that every test may use: a real server for the session, a queue of its own for each test."""
 
 import itertools
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,10 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """A real Valkey, started once."""
+    """A real Valkey, started once; or the server of TOKENMILL_TEST_REDIS_URL, to try another version."""
+    if url := os.environ.get("TOKENMILL_TEST_REDIS_URL"):
+        yield url
+        return
     with running_server() as server:
         yield server.tcp_url
 

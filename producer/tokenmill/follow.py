@@ -67,7 +67,7 @@ class Follower:
     ) -> None:
         self._keys = keys
         self._request_id = request_id
-        self._reader = ResultReader(request_id, after=checked_entry_id(after or "0-0"))
+        self._reader = ResultReader(request_id, after=checked_entry_id("0-0" if after is None else after))
         self._is_known = is_known
         self._is_over = False
         self._timeout_s = timeout_s
@@ -99,6 +99,8 @@ class Follower:
 
     def _block_s(self) -> float:
         block_s = BLOCK_S if self._is_known else FIRST_BLOCK_S
+        if self._reader.last_id.endswith("-1"):  # the caller has the terminal entry already: nothing will come
+            block_s = 0.0
         return block_s if self._timeout_s is None else min(block_s, self._left_s())
 
     def _left_s(self) -> float:

@@ -79,7 +79,7 @@ def detokenize(tokenizer: HFTokenizer, token_ids: Sequence[int], stop: Sequence[
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(text=texts)
 def test_token_by_token_gives_what_decoding_at_once_gives(family: str, text: str) -> None:
     tokenizer = load(family)
@@ -90,7 +90,7 @@ def test_token_by_token_gives_what_decoding_at_once_gives(family: str, text: str
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(text=texts, cut=st.integers(0, 40))
 def test_a_completion_that_ends_inside_a_character_keeps_what_came_before(family: str, text: str, cut: int) -> None:
     """`decode` of sentencepiece would turn the whole run of bytes into U+FFFD; text that was told stays told."""
@@ -103,7 +103,7 @@ def test_a_completion_that_ends_inside_a_character_keeps_what_came_before(family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(before=texts, after=texts)
 def test_text_is_cut_before_the_stop_string_in_any_tokenization(family: str, before: str, after: str) -> None:
     tokenizer = load(family)
@@ -125,7 +125,7 @@ def test_a_special_token_between_words_has_no_text_and_costs_no_space(family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_ids_give_one_text_each_and_are_held_for_a_few_tokens_only(family: str, data: st.DataObject) -> None:
     tokenizer = load(family)

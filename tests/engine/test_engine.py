@@ -221,6 +221,14 @@ def test_the_usage_of_several_choices_comes_with_the_last_of_them() -> None:
     assert events[-1].usage is not None
 
 
+def test_choices_that_wait_for_a_row_are_not_counted_as_cached() -> None:
+    engine = make_engine(max_num_seqs=3)
+    engine.add_request(make_request("other", SamplingParams(max_tokens=90), request_id="other"))
+    engine.add_request(make_request("x" * 100, SamplingParams(max_tokens=4, n=3)))
+    usage = [event.usage for event in steps(engine, 40) if event.request_id == "r" and event.usage]
+    assert usage == [Usage(100, 12, 0)]
+
+
 def test_a_prefix_hit_is_counted_as_cached() -> None:
     engine = make_engine()
     for _ in range(2):
@@ -304,6 +312,16 @@ def test_resumed_tokens_that_complete_a_choice_end_it_at_once() -> None:
     )
     (event,) = steps(engine, 1)
     assert (event.token_ids, event.offset, event.finish_reason) == ((), 3, "stop")
+
+
+def test_resumed_tokens_that_complete_every_choice_give_one_usage_at_the_end() -> None:
+    engine = make_engine()
+    resume = (ResumedChoice(tuple(b"axy")), ResumedChoice(tuple(b"abcde")), ResumedChoice(tuple(b"xy"), "stop"))
+    engine.add_request(make_request("abc", SamplingParams(max_tokens=5, stop=("xy",), n=3), resume=resume))
+    events = steps(engine, 1)
+    assert [(event.index, event.finish_reason) for event in events] == [(0, "stop"), (1, "length"), (2, "stop")]
+    assert [event.usage for event in events] == [None, None, Usage(3, 10, 0)]
+    assert not engine.has_work()
 
 
 @pytest.mark.parametrize(

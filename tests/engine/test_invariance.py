@@ -155,7 +155,7 @@ def test_resumed_from_every_prefix(name: str) -> None:
         assert_continued(output, name, resume)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(counts=st.tuples(*[st.integers(0, MAX_TOKENS)] * 3), budget=st.sampled_from([3, 40, 512]))
 def test_choices_resumed_at_different_points(counts: tuple[int, int, int], budget: int) -> None:
     expected = alone("three choices")
@@ -190,7 +190,7 @@ def test_choices_fork_right_at_every_page_boundary(num_prompt: int) -> None:
     assert forked.choices == recomputed.choices
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_any_mix_in_any_engine(data: st.DataObject) -> None:
     """Random requests in a random engine answer as each does alone; nothing hangs, nothing leaks."""

@@ -165,4 +165,4 @@ class PagesMachine(RuleBasedStateMachine):
 
 
 TestPagesMachine = PagesMachine.TestCase
-TestPagesMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPagesMachine.settings = settings(max_examples=60, stateful_step_count=40)

@@ -169,6 +169,32 @@ def test_a_preempted_source_keeps_its_page_until_the_copy_is_done() -> None:
     commit(scheduler, rows[1:])
 
 
+def test_a_row_that_loses_its_pages_to_a_better_one_leaves_the_step() -> None:
+    scheduler = Overcommitting(Pages(4), max_num_seqs=4, max_num_batched_tokens=64)
+    decoding = make_sequence(31, arrival=1, priority=1)
+    scheduler.add(decoding)
+    commit(scheduler, scheduler.schedule())
+    urgent = make_sequence(120, arrival=2, max_tokens=8)
+    scheduler.add(urgent)
+    commit(scheduler, scheduler.schedule())
+    assert shares(scheduler.schedule()) == [(2, 57)]  # all four pages
+    assert scheduler.waiting == [decoding]
+
+
+def test_a_choice_that_cannot_fork_in_a_full_pool_starts_by_itself_in_the_same_step() -> None:
+    scheduler = Overcommitting(Pages(2), max_num_seqs=4, max_num_batched_tokens=64)
+    siblings: list[Sequence] = []
+    first, second = (
+        Sequence([1] * 40, PARAMS, max_total=60, rank=(0, 0, index), siblings=siblings) for index in range(2)
+    )
+    scheduler.add(second)
+    commit(scheduler, scheduler.schedule())
+    scheduler.add(first)  # forks from `second`, whose pages it must have: only its own prefix page stays cached
+    rows = scheduler.schedule()
+    assert [row.sequence for row in rows] == [first]
+    commit(scheduler, rows)
+
+
 def test_a_broken_page_table_is_noticed() -> None:
     scheduler = make_scheduler()
     for arrival in range(2):
@@ -179,24 +205,36 @@ def test_a_broken_page_table_is_noticed() -> None:
         scheduler.check_integrity()
 
 
+class Overcommitting(Scheduler):
+    """Admits without a look at the pages, so that they run out all the time."""
+
+    def num_unpromised_pages(self) -> int:
+        return self.pages.num_pages
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Sequences come, step, are preempted and removed in any order, in a pool that is often too small."""
 
-    @initialize(num_pages=st.integers(3, 12), rows=st.integers(1, 5), budget=st.sampled_from([1, 7, 32, 100]))
-    def make(self, num_pages: int, rows: int, budget: int) -> None:
+    @initialize(
+        kind=st.sampled_from([Scheduler, Overcommitting]),
+        num_pages=st.integers(3, 12),
+        rows=st.integers(1, 5),
+        budget=st.sampled_from([1, 7, 32, 100]),
+    )
+    def make(self, kind: type[Scheduler], num_pages: int, rows: int, budget: int) -> None:
         self.budget = budget
         self.num_added = 0
-        self.scheduler = make_scheduler(num_pages=num_pages, max_num_seqs=rows, max_num_batched_tokens=budget)
+        self.scheduler = kind(Pages(num_pages), max_num_seqs=rows, max_num_batched_tokens=budget)
 
     @rule(
-        num_prompt=st.integers(1, 90),
+        num_prompt=st.integers(1, 150),
         max_tokens=st.integers(1, 60),
         n=st.integers(1, 3),
         priority=st.integers(0, 2),
         token_id=st.integers(0, 1),
     )
     def add(self, num_prompt: int, max_tokens: int, n: int, priority: int, token_id: int) -> None:
-        max_total = min(num_prompt + max_tokens, self.scheduler.pages.num_pages * PAGE_SIZE)
+        max_total = min(num_prompt + max_tokens, self.scheduler.pages.num_pages * PAGE_SIZE + 1)
         self.num_added += 1
         siblings: list[Sequence] = []
         for index in range(n):
@@ -216,6 +254,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert bool(rows) == has_work
         assert sum(row.num_tokens for row in rows) <= self.budget
         for row in rows:
+            assert row.sequence.is_running
             assert 1 <= row.num_tokens <= row.sequence.num_wanted
             assert row.sequence.num_pages == num_pages_for(row.sequence.n_done + row.num_tokens)
         assert decoding & {id(row) for row in scheduler.running} <= {id(row.sequence) for row in rows}
@@ -250,4 +289,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=40, stateful_step_count=25)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from tokenmill.wire.errors import UnavailableError
-from tokenmill.wire.messages import ErrorInfo
 from tokenmill.wire.store import Finish, FinishReply, Publication, PublishReply
 from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.publisher import Publisher, Receipt
@@ -178,7 +177,7 @@ def test_a_cancel_is_heard_while_nothing_is_published(
 def test_a_rejected_request_gets_its_error(publisher: Publisher, post: FakePost, holdings: Holdings) -> None:
     held = tenure("q-1")
     holdings.hold(held)
-    publisher.reject(held, ErrorInfo(code="model_not_found", message="no such model"))
+    publisher.reject(held, code="model_not_found", message="no such model")
     wait_until(lambda: not len(holdings), description="the error is told")
     assert [finish.terminal.type for finish in post.finished] == ["error"]
 

@@ -123,6 +123,17 @@ def test_what_another_model_told_is_discarded_and_told_anew(bench: Bench) -> Non
     assert bench.job("q-1")["epoch"] == "1"
 
 
+def test_what_an_earlier_worker_told_beyond_this_ones_limit_is_refused_and_harms_nobody(bench: Bench) -> None:
+    with running_worker(bench, model="echo?step_ms=10"):
+        bench.submit("q-1", max_tokens=LONG)
+        bench.wait_tokens(60)
+    with running_worker(bench, model="echo?max_model_len=40"):
+        bench.submit("q-2")
+        terminal = bench.terminal("q-1")
+        assert bench.terminal("q-2").type == "done"
+    assert terminal.error is not None
+
+
 def test_a_worker_that_lost_its_lease_writes_nothing_and_comes_back_under_a_new_name(bench: Bench) -> None:
     with running_worker(bench, model="echo?step_ms=10") as running:
         bench.submit("q-1", max_tokens=LONG)

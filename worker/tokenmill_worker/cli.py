@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
+from redis.exceptions import RedisError
 from tokenmill.wire.errors import TokenmillError
 from tokenmill.wire.keys import Keys
 from tokenmill.wire.store import Store, Transitions, connect, hide_password
@@ -73,7 +74,7 @@ def worker(config: Path | None, **flags: object) -> None:
     try:
         with _server(settings) as url:
             is_drained = serve(settings, url)
-    except (TokenmillError, EngineError) as error:
+    except (TokenmillError, EngineError, RedisError) as error:
         click.echo(f"tokenmill: {' '.join(str(error).split())}", err=True)
         raise click.exceptions.Exit(EXIT_FATAL) from None
     raise click.exceptions.Exit(0 if is_drained else EXIT_FATAL)

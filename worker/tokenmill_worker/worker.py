@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from tokenmill_worker.engine.api import InvalidRequestError
 from tokenmill_worker.engine.engine import Engine
 from tokenmill_worker.queue.admission import Admission
 from tokenmill_worker.queue.consumer import Consumer
@@ -70,7 +71,10 @@ class Worker:
     def _admit(self, admissions: Sequence[Admission]) -> None:
         for admission in admissions:
             self.publisher.open(admission)
-            self.engine.add_request(admission.request)
+            try:
+                self.engine.add_request(admission.request)
+            except InvalidRequestError as error:  # an earlier worker may have told more than this one allows
+                self.publisher.reject(admission.tenure, code=error.code, message=str(error))
 
     def _drain(self) -> None:
         """Nothing new comes. What fits into the drain time is finished; the rest is written down and handed back."""

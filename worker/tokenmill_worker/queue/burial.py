@@ -9,19 +9,18 @@ def burial(
     transitions: Transitions, worker: str, delivery: Delivery, error: DecodeError | InvalidRequestError
 ) -> Call[bool]:
     """`worker` is who the entry is pending for."""
-    reason = error_info(error)
+    code, message = code_and_message(error)
     return transitions.bury(
         worker,
         delivery.lane,
         delivery.entry_id,
         delivery.fields,
-        f"{reason.code}: {reason.message}",
-        terminal=TerminalEntry(type="error", finish_reason="error", error=reason),
+        f"{code}: {message}",
+        terminal=TerminalEntry(type="error", finish_reason="error", error=ErrorInfo(code=code, message=message)),
         request_id=delivery.request_id,
     )
 
 
-def error_info(error: DecodeError | InvalidRequestError) -> ErrorInfo:
+def code_and_message(error: DecodeError | InvalidRequestError) -> tuple[str, str]:
     """As its reader is told."""
-    code = "undecodable" if isinstance(error, DecodeError) else error.code
-    return ErrorInfo(code=code, message=str(error))
+    return "undecodable" if isinstance(error, DecodeError) else error.code, str(error)

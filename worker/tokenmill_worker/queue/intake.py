@@ -9,12 +9,12 @@ from typing import cast
 
 from tokenmill.wire.errors import DecodeError
 from tokenmill.wire.errors import InvalidRequestError as InvalidOnWireError
-from tokenmill.wire.messages import ErrorInfo, Request
+from tokenmill.wire.messages import Request
 from tokenmill.wire.store import BeginReply, Claim, Delivery, Store, Transitions
 
 from tokenmill_worker.engine.api import InvalidRequestError
 from tokenmill_worker.queue.admission import Admission, Tenure, ToldChoice
-from tokenmill_worker.queue.burial import burial, error_info
+from tokenmill_worker.queue.burial import burial, code_and_message
 from tokenmill_worker.queue.clock import ServerClock
 from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.lanes import Lanes
@@ -86,12 +86,12 @@ class Intake:
         try:
             return self._build(tenure, reply.body, entries)
         except (DecodeError, InvalidOnWireError) as error:
-            self._reject(tenure, error_info(error))
+            self._reject(tenure, *code_and_message(error))
         except InvalidRequestError as error:
-            self._reject(tenure, ErrorInfo(code=error.code, message=str(error)))
+            self._reject(tenure, error.code, str(error))
         except Exception as error:  # a chat template or a tokenizer may raise anything; it costs this request alone
             log.error("request %s cannot be prepared: %s", tenure.request_id, type(error).__name__)
-            self._reject(tenure, ErrorInfo(code="internal_error", message=f"{type(error).__name__} in its preparation"))
+            self._reject(tenure, "internal_error", f"{type(error).__name__} while it was prepared")
         return None
 
     def _build(self, tenure: Tenure, body: bytes, entries: Sequence[StreamEntry]) -> Admission:
@@ -110,9 +110,9 @@ class Intake:
         key = self._transitions.keys.result(tenure.request_id)
         return cast("list[StreamEntry]", self._store.client.xrange(key))
 
-    def _reject(self, tenure: Tenure, error: ErrorInfo) -> None:
-        log.info("refused request %s: %s", tenure.request_id, error.code)
-        self._publisher.reject(tenure, error)
+    def _reject(self, tenure: Tenure, code: str, message: str) -> None:
+        log.info("refused request %s: %s", tenure.request_id, code)
+        self._publisher.reject(tenure, code=code, message=message)
 
 
 def _tenure(worker: str, claim: Claim, reply: BeginReply) -> Tenure:

@@ -113,7 +113,6 @@ class Lease(Service):
     def _run(self) -> None:
         backoff = Backoff()
         while not self._stopping.is_set():
-            self._soon.clear()
             try:
                 self._do_what_is_due()
                 backoff.reset()
@@ -124,6 +123,7 @@ class Lease(Service):
             except FencedError:
                 self._renewal.due_s = 0.0
             self._soon.wait(max(0.0, min(duty.due_s for duty in self._duties) - time.monotonic()))
+            self._soon.clear()
 
     def _wake(self) -> None:
         self._soon.set()

@@ -79,8 +79,9 @@ class Publisher(Service):
         if events:
             self._put(events, is_urgent=any(event.offset == 0 and event.token_ids for event in events))
 
-    def reject(self, tenure: Tenure, error: ErrorInfo) -> None:
+    def reject(self, tenure: Tenure, *, code: str, message: str) -> None:
         """The one and only word about a request that cannot run."""
+        error = ErrorInfo(code=code, message=message)
         self._put([Rejected(tenure, error, now_ms=self._now_ms())], is_urgent=True)
 
     def statistics(self) -> PublisherStatistics:

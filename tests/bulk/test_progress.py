@@ -61,5 +61,16 @@ def test_plain_lines_come_every_few_seconds_and_at_the_end() -> None:
     assert len(lines) == 4
 
 
+def test_plain_lines_are_rare_while_nothing_happens() -> None:
+    clock, stream = Clock(), io.StringIO()
+    view = LineView(stream, clock)
+    tally = Tally(num_rows=10)
+    view.start(tally)
+    for _ in range(125):
+        clock.now_s += 1
+        view.update(tally)
+    assert len(stream.getvalue().splitlines()) == 3
+
+
 def test_what_is_no_terminal_gets_plain_lines() -> None:
     assert isinstance(choose_view(io.StringIO(), can_redraw=False), LineView)

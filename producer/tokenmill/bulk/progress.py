@@ -8,7 +8,8 @@ from typing import Protocol, TextIO
 
 RATE_WINDOW_S = 20.0  # rates are those of the last moments: what a person sees change, and what is left follows
 SAMPLE_INTERVAL_S = 0.5
-LINE_INTERVAL_S = 5.0  # a plain line this often: a log of a long run stays readable
+LINE_INTERVAL_S = 5.0  # a plain line this often when there is news ...
+STILL_INTERVAL_S = 60.0  # ... and this often when there is none: a log of a long run stays readable
 
 
 @dataclass(slots=True)
@@ -114,14 +115,16 @@ class LineView:
         self._clock = clock
         self._pacemaker = Pacemaker(clock)
         self._last_s = clock()
-        self._last_line = ""
+        self._last_settled = 0
 
     def start(self, tally: Tally) -> None:
         self._write(f"{tally.num_rows} rows")
 
     def update(self, tally: Tally) -> None:
         pace = self._pacemaker.look(tally)
-        if self._clock() - self._last_s >= LINE_INTERVAL_S:
+        interval_s = LINE_INTERVAL_S if tally.num_settled > self._last_settled else STILL_INTERVAL_S
+        if self._clock() - self._last_s >= interval_s:
+            self._last_settled = tally.num_settled
             self._write(describe(tally, pace))
 
     def note(self, message: str) -> None:

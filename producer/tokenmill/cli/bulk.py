@@ -145,6 +145,7 @@ def _connector(
         view.note(f"starting a local worker with {model}")
         worker_options = {"--dtype": options["dtype"], "--max-num-seqs": options["max_num_seqs"]}
         worker = stack.enter_context(local_worker(model, worker_options, folder=output.scratch("local")))
+        worker.wait_ready()
         return stack.enter_context(QueueConnection(worker.url, group=output.run_id, on_idle=worker.check))
 
     return connect

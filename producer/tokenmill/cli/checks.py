@@ -117,6 +117,8 @@ def look_at_model(model: str) -> Finding:
         return Finding("model", "warning", "smollm2: its weights would be downloaded from the hub", advice)
     if Path(model).exists():
         return Finding("model", "ok", f"{model} is on this disk")
+    if model.startswith((".", "/", "~")) or model.endswith(".gguf"):
+        return Finding("model", "broken", f"{model}: no such folder or file", "check the path")
     if _is_in_hub_cache(model):
         return Finding("model", "ok", f"{model} is in the hub cache")
     return Finding("model", "warning", f"{model} is not on this disk", "a worker would download it from the hub")

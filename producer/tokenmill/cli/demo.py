@@ -86,7 +86,9 @@ def _check_installed(model: str) -> None:
     if model.partition("?")[0] != "echo" and (find_spec("torch") is None or find_spec("transformers") is None):
         fail("a real model needs torch and transformers: pip install 'tokenmill[worker]', or --model echo", Exit.USAGE)
     finding = look_at_model(model)
-    if finding.status != "ok":
+    if finding.status == "broken":
+        fail(finding.detail, Exit.USAGE)
+    if finding.status == "warning":
         click.echo(f"tokenmill: {finding.detail} ({finding.advice})", err=True)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 import click
+import redis
 
 from tokenmill.cli.checks import (
     Finding,
@@ -66,8 +67,8 @@ def _look_at_workers(url: str, queue: str) -> Finding:
     try:
         with Client(url, queue=queue) as client:
             workers = client.statistics().workers
-    except TokenmillError as error:
-        return Finding("workers", "broken", str(error))
+    except (TokenmillError, redis.RedisError) as error:
+        return Finding("workers", "broken", f"the queue cannot be looked at: {error}")
     if not workers:
         return Finding("workers", "warning", f"none on queue {queue!r}", "start one: tokenmill worker --redis URL")
     return Finding("workers", "ok", f"{len(workers)} on queue {queue!r}")

@@ -51,11 +51,15 @@ def with_exit_codes(text: str, codes: str = EXIT_CODES) -> str:
 
 @contextmanager
 def errors_as_exits() -> Iterator[None]:
-    """Inside, our own errors and Ctrl-C end the command with their exit code."""
+    """Inside, our own errors, the server's refusals and Ctrl-C end the command with their exit code."""
+    from redis import RedisError  # here, so that `--help` does not load it
+
     try:
         yield
     except TokenmillError as error:
         fail(str(error), code_of(error))
+    except RedisError as error:  # a permission that is missing, a key of another type: not ours to mend
+        fail(f"the server refuses: {error} (tokenmill doctor may know more)")
     except Terminated:
         fail("terminated", Exit.TERMINATED)
     except KeyboardInterrupt:

@@ -141,6 +141,7 @@ def chi_square(counts: Counter[int], probabilities: np.ndarray[tuple[int], np.dt
         ({"top_p": 0.01}, [0], 1.0),
         ({"min_p": 0.3}, [0, 4, 2], 1.0),
         ({"top_k": 2, "min_p": 0.9}, [0], 1.0),
+        ({"top_k": 2, "top_p": 0.6}, [0], 1.0),  # a share of what top_k kept: the first has 0.62 of it
     ],
 )
 def test_draws_follow_the_filtered_distribution(params: dict[str, Any], kept: list[int], temperature: float) -> None:

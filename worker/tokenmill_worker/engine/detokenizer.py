@@ -71,6 +71,8 @@ class StopChecker:
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = stop
+        self._beginnings = frozenset(one[:length] for one in stop for length in range(1, len(one)))
+        self._longest = max(map(len, self._beginnings), default=0)
         self._held: list[str] = []
         self.is_stopped = False
 
@@ -90,15 +92,13 @@ class StopChecker:
 
     def _find(self, tail: str) -> int | None:
         """Where the first stop string in `tail` begins."""
-        starts = [start for stop in self._stop if (start := tail.find(stop)) >= 0]
+        starts = [tail.index(stop) for stop in self._stop if stop in tail]
         return min(starts, default=None)
 
     def _num_possible(self, tail: str) -> int:
         """Length of the longest end of `tail` that is the beginning of a stop string."""
-        longest = max(map(len, self._stop)) - 1
-        for length in range(min(longest, len(tail)), 0, -1):
-            end = tail[-length:]
-            if any(stop.startswith(end) for stop in self._stop):
+        for length in range(min(self._longest, len(tail)), 0, -1):
+            if tail[-length:] in self._beginnings:
                 return length
         return 0
 

@@ -140,8 +140,10 @@ def sample(logits: Floats, rows: Sequence[SampleRow]) -> list[Sampled]:
 
 
 def _adjust(logits: Floats, row: SampleRow) -> None:
-    """Penalties, bias and bans of one row, in place on [V]."""
+    """Bias, penalties and bans of one row, in place on [V]."""
     params = row.params
+    for token_id, bias in params.logit_bias.items():
+        logits[token_id] += bias
     if params.repetition_penalty != 1.0:
         seen = np.union1d(row.prompt_token_ids, row.output_token_ids)
         values = logits[seen]
@@ -149,8 +151,6 @@ def _adjust(logits: Floats, row: SampleRow) -> None:
     if params.presence_penalty or params.frequency_penalty:
         counts = np.bincount(row.output_token_ids, minlength=len(logits))
         logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-    for token_id, bias in params.logit_bias.items():
-        logits[token_id] += bias
     logits[list(row.banned_token_ids)] = -np.inf
 
 
@@ -172,13 +172,14 @@ def _draw(logits: Floats, rows: Sequence[SampleRow]) -> Indices:
 
 
 def _kept(probabilities: Floats, params: Sequence[SamplingParams]) -> Floats:
-    """Zero for what top_k, top_p and min_p drop of [S, V], sorted from the likeliest on; the first always stays."""
+    """Zero for what top_k, then top_p, then min_p drop of [S, V], sorted from the likeliest on; the first stays."""
     rank = np.arange(probabilities.shape[1])
-    before = np.cumsum(probabilities, axis=1) - probabilities
-    keep = rank < _column([p.top_k or VOCAB_SIZE for p in params])
-    keep &= before < _column([p.top_p if p.top_p < 1.0 else np.inf for p in params])
-    keep &= probabilities >= _column([p.min_p for p in params]) * probabilities[:, :1]
-    return np.where(keep | (rank == 0), probabilities, 0.0)
+    kept = np.where(rank < _column([p.top_k or np.inf for p in params]), probabilities, 0.0)
+    before = np.cumsum(kept, axis=1) - kept
+    share = _column([p.top_p if p.top_p < 1.0 else np.inf for p in params])  # 1 keeps all, rounding or not
+    keep = before < share * kept.sum(axis=1, keepdims=True)
+    keep &= kept >= _column([p.min_p for p in params]) * kept[:, :1]
+    return np.where(keep | (rank == 0), kept, 0.0)
 
 
 def _logprobs(raw: Floats, token_id: int, num_top: int | None) -> Logprobs | None:

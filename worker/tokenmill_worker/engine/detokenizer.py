@@ -73,6 +73,7 @@ class StopChecker:
         self._stop = stop
         self._beginnings = frozenset(one[:length] for one in stop for length in range(1, len(one)))
         self._longest = max(map(len, self._beginnings), default=0)
+        self._shortest = min(map(len, stop))
         self._held: list[str] = []
         self.is_stopped = False
 
@@ -80,7 +81,7 @@ class StopChecker:
         """The texts that are final now. Once stopped: all of them, cut before the stop string."""
         self._held += texts
         tail = "".join(self._held)
-        start = self._find(tail)
+        start = self._find(tail) if len(tail) >= self._shortest else None
         if start is not None:
             self.is_stopped = True
             return _cut(self.flush(), start)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
-from tokenmill.follow import BLOCK_S, Effect, Follower, Pause, Read, Steps
+from tokenmill.follow import BLOCK_S, NUM_SEATS, Effect, Follower, Pause, Read, Seats, Steps
 from tokenmill.wire.errors import (
     ConflictError,
     InvalidRequestError,
@@ -88,6 +88,10 @@ class _Core:
         self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         self.keys = Keys(queue)
         self.transitions = Transitions(self.keys)
+        self.seats = Seats()
+
+    def follower(self, request_id: str, after: str | None, timeout_s: float | None, *, is_known: bool) -> Follower:
+        return Follower(self.keys, request_id, after=after, timeout_s=timeout_s, is_known=is_known, seats=self.seats)
 
     def calls(self, submissions: Sequence[Submission]) -> list[Call[list[SubmitReply]]]:
         starts = range(0, len(submissions), MAX_JOBS_PER_CALL)
@@ -101,7 +105,7 @@ class Client:
         """`url`: redis://, rediss:// or unix://; else TOKENMILL_REDIS_URL, else the local server."""
         self._core = _Core(url, queue)
         self._store = Store(connect(self._core.url))
-        self._readers = Store(connect(self._core.url, block_s=BLOCK_S, retries=0))  # one connection for each reader
+        self._readers = Store(connect(self._core.url, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
 
     def submit(self, prompt: str | Sequence[int] | None = None, **fields: Unpack[RequestFields]) -> "Job":
         """Enqueue one request; returns when the server has it.
@@ -164,7 +168,7 @@ class Client:
 
     def _read(self, effect: Read) -> list[Any] | UnavailableError:
         try:
-            return self._readers.send(effect.commands)
+            return (self._readers if effect.is_blocking else self._store).send(effect.commands)
         except UnavailableError as error:
             return error
 
@@ -211,7 +215,7 @@ class Job:
         return self._client._cancel(self.id)
 
     def _follower(self, after: str | None, timeout_s: float | None) -> Follower:
-        return Follower(self._client._core.keys, self.id, after=after, timeout_s=timeout_s, is_known=self._is_known)
+        return self._client._core.follower(self.id, after, timeout_s, is_known=self._is_known)
 
 
 class AsyncClient:
@@ -220,7 +224,7 @@ class AsyncClient:
     def __init__(self, url: str | None = None, queue: str = "default") -> None:
         self._core = _Core(url, queue)
         self._store = AsyncStore(connect_async(self._core.url))
-        self._readers = AsyncStore(connect_async(self._core.url, block_s=BLOCK_S, retries=0))
+        self._readers = AsyncStore(connect_async(self._core.url, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
 
     async def submit(self, prompt: str | Sequence[int] | None = None, **fields: Unpack[RequestFields]) -> "AsyncJob":
         return (await self.submit_many([{"prompt": prompt, **fields}]))[0]
@@ -270,7 +274,7 @@ class AsyncClient:
 
     async def _read(self, effect: Read) -> list[Any] | UnavailableError:
         try:
-            return await self._readers.send(effect.commands)
+            return await (self._readers if effect.is_blocking else self._store).send(effect.commands)
         except UnavailableError as error:
             return error
 
@@ -306,7 +310,7 @@ class AsyncJob:
         return await self._client._cancel(self.id)
 
     def _follower(self, after: str | None, timeout_s: float | None) -> Follower:
-        return Follower(self._client._core.keys, self.id, after=after, timeout_s=timeout_s, is_known=self._is_known)
+        return self._client._core.follower(self.id, after, timeout_s, is_known=self._is_known)
 
 
 def _submission(fields: Mapping[str, object]) -> Submission:

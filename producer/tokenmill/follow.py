@@ -5,8 +5,10 @@ caller. The blocking and the asyncio client carry the effects out, and differ in
 """
 
 import re
+import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,9 @@ BLOCK_S = 5.0  # one blocking read; after each the job itself is looked at, so t
 FIRST_BLOCK_S = 1.0  # the first read of an id that we have not seen ourselves: it may be a typing error
 UNSEEN_S = 60.0  # how long such an id may stay unseen while the queue has entries: one may be its raw entry
 OUTAGE_S = 60.0  # a server that was there may be away this long: a restart, a failover
+NUM_SEATS = 64  # a server has 10,000 connections for everybody; thousands may wait for a result at once
+POLLS_PER_S = 250  # of all readers without a seat together: bounds what waiting costs, however many wait
+MIN_POLL_S = 0.02
 READ_COUNT = 1_000  # entries a read returns: bounds memory for a long replay
 
 _ENTRY_ID = re.compile(r"(0|[1-9][0-9]{0,19})-[0-9]{1,19}")
@@ -34,14 +39,48 @@ _DEFAULT_ID = re.compile(r"([0-9q])-([0-9]+-[0-9]+)")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Send these in one batch; the answer is their replies, or the UnavailableError that came instead."""
+    """Send these in one batch; the answer is their replies, or the UnavailableError that came instead.
+
+    `is_blocking`: it may take BLOCK_S, so it goes over a connection of its own.
+    """
 
     commands: Sequence[Command]
+    is_blocking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
     seconds: float
+
+
+class Seats:
+    """How many readers of one client may block at once, each holding a connection; the others poll. Thread-safe."""
+
+    def __init__(self, num_seats: int = NUM_SEATS) -> None:
+        self._num_free = num_seats
+        self._num_standing = 0
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        with self._lock:
+            has_seat = self._num_free > 0
+            self._num_free -= has_seat
+            return has_seat
+
+    def give(self) -> None:
+        with self._lock:
+            self._num_free += 1
+
+    @contextmanager
+    def standing(self) -> Iterator[float]:
+        """Seconds until the next look of somebody without a seat: the more of them, the longer."""
+        with self._lock:
+            self._num_standing += 1
+        try:
+            yield max(MIN_POLL_S, self._num_standing / POLLS_PER_S)
+        finally:
+            with self._lock:
+                self._num_standing -= 1
 
 
 Effect = Read | Pause | Delta
@@ -63,6 +102,7 @@ class Follower:
         after: str | None = None,
         timeout_s: float | None = None,
         is_known: bool = False,
+        seats: Seats | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = keys
@@ -70,6 +110,7 @@ class Follower:
         self._reader = ResultReader(request_id, after=checked_entry_id("0-0" if after is None else after))
         self._is_known = is_known
         self._is_over = False
+        self._seats = seats or Seats()
         self._timeout_s = timeout_s
         self._clock = clock
         self._started_s = clock()
@@ -81,8 +122,7 @@ class Follower:
 
     def steps(self) -> Steps:
         while not self._is_over:
-            (streams,) = yield from self._ask([self._next_read()])
-            entries = streams[0][1] if streams else []
+            entries = yield from self._read_on()
             for entry_id, fields in entries:
                 delta = self._reader.feed(entry_id.decode(), fields)
                 if delta is not None:
@@ -92,10 +132,27 @@ class Follower:
                 yield from self._look_at_job()
                 self._check_time()
 
-    def _next_read(self) -> Command:
-        block_ms = max(1, round(self._block_s() * 1000))  # 0 would block for ever
-        key = self._keys.result(self._request_id)
-        return ("XREAD", "COUNT", READ_COUNT, "BLOCK", block_ms, "STREAMS", key, self._reader.last_id)
+    def _read_on(self) -> Asking:
+        """The entries after the last one; none when none came in the time that one read may take."""
+        until_s = self._clock() + self._block_s()
+        while True:
+            left_s = until_s - self._clock()
+            if left_s > 0 and self._seats.take():
+                try:
+                    return (yield from self._read_entries(left_s))
+                finally:
+                    self._seats.give()
+            entries = yield from self._read_entries(0.0)
+            if entries or left_s <= 0:
+                return entries
+            with self._seats.standing() as pause_s:
+                yield Pause(min(pause_s, left_s))
+
+    def _read_entries(self, block_s: float) -> Asking:
+        block = ("BLOCK", max(1, round(block_s * 1000))) if block_s > 0 else ()  # 0 would block for ever
+        source = ("STREAMS", self._keys.result(self._request_id), self._reader.last_id)
+        (streams,) = yield from self._ask([("XREAD", "COUNT", READ_COUNT, *block, *source)], is_blocking=block_s > 0)
+        return streams[0][1] if streams else []
 
     def _block_s(self) -> float:
         block_s = BLOCK_S if self._is_known else FIRST_BLOCK_S
@@ -148,10 +205,10 @@ class Follower:
     def _lost(self, reason: str) -> JobLostError:
         return JobLostError(self._request_id, f"request {self._request_id!r} has no result: {reason}")
 
-    def _ask(self, commands: Sequence[Command]) -> Asking:
+    def _ask(self, commands: Sequence[Command], *, is_blocking: bool = False) -> Asking:
         """Replies, however often the connection breaks meanwhile; UnavailableError when the server stays away."""
         while True:
-            answer = yield Read(commands)
+            answer = yield Read(commands, is_blocking)
             try:
                 if isinstance(answer, UnavailableError):
                     raise answer

@@ -50,12 +50,12 @@ def test_submit_stream_and_result(with_client: WithClient, hands: Hands) -> None
 
 def test_many_results_are_awaited_at_once(with_client: WithClient, hands: Hands) -> None:
     async def use(client: AsyncClient) -> None:
-        jobs = await client.submit_many([{"prompt": "hello", "id": f"q-{i}"} for i in range(50)])
+        jobs = await client.submit_many([{"prompt": "hello", "id": f"q-{i}"} for i in range(100)])
         results = asyncio.gather(*(job.result(timeout=30) for job in jobs))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.1)  # more wait than may block at once
         for begun in hands.begin(*(delivery.claim() for delivery in hands.fetch())):
             hands.finish(begun, done(begun.request_id))
-        assert [completion.text for completion in await results] == [f"q-{i}" for i in range(50)]
+        assert [completion.text for completion in await results] == [f"q-{i}" for i in range(100)]
 
     with_client(use)
 

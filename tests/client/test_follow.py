@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tokenmill.follow import OUTAGE_S, Follower, Pause, Read
+from tokenmill.follow import OUTAGE_S, Follower, Pause, Read, Seats
 from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.keys import Keys
 from tokenmill.wire.messages import Delta, Entry
@@ -73,10 +73,43 @@ def test_a_server_that_stays_away_is_given_up() -> None:
         steps.send(AWAY)
 
 
-def test_a_timeout_bounds_the_blocking_read_and_never_blocks_for_ever() -> None:
-    clock = Clock()
-    for timeout_s, block_ms in ((0.0, 1), (0.25, 250), (3600.0, 5000)):
-        effect = next(follow(clock, timeout_s=timeout_s).steps())
+def test_a_timeout_bounds_the_blocking_read() -> None:
+    for timeout_s, block_ms in ((0.25, 250), (3600.0, 5000)):
+        effect = next(follow(Clock(), timeout_s=timeout_s).steps())
         assert isinstance(effect, Read)
         command = effect.commands[0]
+        assert effect.is_blocking
         assert command[command.index("BLOCK") + 1] == block_ms
+
+
+def test_without_time_the_read_does_not_block_at_all() -> None:
+    effect = next(follow(Clock(), timeout_s=0.0).steps())
+    assert isinstance(effect, Read)
+    assert not effect.is_blocking
+    assert "BLOCK" not in effect.commands[0]
+
+
+def test_who_gets_no_seat_polls_and_takes_one_that_comes_free() -> None:
+    seats = Seats(1)
+    first, second = follow(Clock(), seats=seats).steps(), follow(Clock(), seats=seats).steps()
+    blocking, polling = next(first), next(second)
+    assert isinstance(blocking, Read)
+    assert isinstance(polling, Read)
+    assert (blocking.is_blocking, polling.is_blocking) == (True, False)
+    assert isinstance(second.send([None]), Pause)
+    first.close()
+    taken = next(second)
+    assert isinstance(taken, Read)
+    assert taken.is_blocking
+
+
+def test_the_more_poll_the_less_often_each_of_them_does() -> None:
+    seats = Seats(0)
+    pauses = []
+    readers = [follow(Clock(), seats=seats).steps() for _ in range(100)]
+    for steps in readers:
+        next(steps)
+        pause = steps.send([None])
+        assert isinstance(pause, Pause)
+        pauses.append(pause.seconds)
+    assert pauses[0] < pauses[50] < pauses[99]

@@ -18,24 +18,35 @@ DEFAULT_URL = "redis://localhost:6379/0"
 
 CONNECT_TIMEOUT_S = 2.0
 REPLY_MARGIN_S = 5.0  # how long a reply may take, on top of the time that a command was asked to block
+MAX_CONNECTIONS = 32  # of one client at once; each is held for one round trip
+POOL_TIMEOUT_S = 60.0  # a wait for one of them that takes longer means that the server does not answer
 RETRIES = 2  # a connection that the server or a proxy closed meanwhile; a wrong URL must not take long to say so
 
 _SCHEMES = ("redis", "rediss", "unix")
 
 
-def connect(url: str = DEFAULT_URL, *, block_s: float = 0.0, retries: int = RETRIES) -> "redis.Redis":
+def connect(
+    url: str = DEFAULT_URL, *, block_s: float = 0.0, retries: int = RETRIES, max_connections: int = MAX_CONNECTIONS
+) -> "redis.Redis":
     """A client for `redis://`, `rediss://` or `unix://`; nothing is sent yet.
 
-    `block_s`: the longest time its commands block. `retries` 0 for who must notice every lost reply.
+    `block_s`: the longest time its commands block. `retries` 0 for who must notice every lost reply. Who wants a
+    connection while `max_connections` are in use waits for one.
     """
-    backoff = ExponentialBackoff(cap=0.5, base=0.05)
-    return redis.Redis.from_url(_checked(url), retry=Retry(backoff, retries), **_options(block_s))
+    retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), retries)
+    pool = redis.BlockingConnectionPool.from_url(_checked(url), retry=retry, **_options(block_s, max_connections))
+    return redis.Redis.from_pool(pool)
 
 
-def connect_async(url: str = DEFAULT_URL, *, block_s: float = 0.0, retries: int = RETRIES) -> "redis.asyncio.Redis":
+def connect_async(
+    url: str = DEFAULT_URL, *, block_s: float = 0.0, retries: int = RETRIES, max_connections: int = MAX_CONNECTIONS
+) -> "redis.asyncio.Redis":
     """As `connect`, for asyncio."""
-    backoff = ExponentialBackoff(cap=0.5, base=0.05)
-    return redis.asyncio.Redis.from_url(_checked(url), retry=AsyncRetry(backoff, retries), **_options(block_s))
+    retry = AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), retries)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        _checked(url), retry=retry, **_options(block_s, max_connections)
+    )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def hide_password(url: str) -> str:
@@ -65,6 +76,11 @@ def _checked(url: str) -> str:
     raise InvalidRequestError(f"a server URL starts with redis://, rediss:// or unix://, got {shown!r}", param="url")
 
 
-def _options(block_s: float) -> dict[str, Any]:
-    # Replies differ in shape between the protocol versions, so ours is fixed.
-    return {"protocol": 2, "socket_timeout": block_s + REPLY_MARGIN_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+def _options(block_s: float, max_connections: int) -> dict[str, Any]:
+    return {
+        "protocol": 2,  # replies differ in shape between the protocol versions, so ours is fixed
+        "socket_timeout": block_s + REPLY_MARGIN_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "max_connections": max_connections,
+        "timeout": POOL_TIMEOUT_S,
+    }

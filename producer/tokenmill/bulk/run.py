@@ -61,7 +61,10 @@ class RequestQueue(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """What became of a run. Done and failed rows are this run's; skipped ones were done before."""
+    """What became of a run. Done and failed rows are this run's; skipped ones were done before.
+
+    `elapsed_s` is the time from the first row sent to the last one written; starting a local worker is not in it.
+    """
 
     num_rows: int
     num_skipped: int
@@ -93,9 +96,9 @@ class BulkRun:
         self._in_flight: dict[str, OutgoingRow] = {}
         self._unsynced_ids: list[str] = []
         self._synced_s = time.monotonic()
+        self._elapsed_s = 0.0
 
     def run(self) -> RunReport:
-        started_s = time.monotonic()
         self._ledger = Ledger(self._output.folder / "ledger.sqlite")
         try:
             self._load_done_rows()
@@ -104,7 +107,7 @@ class BulkRun:
             self._put_in_order()
         finally:
             self._ledger.close()
-        return self._report(time.monotonic() - started_s)
+        return self._report()
 
     def _work(self) -> None:
         missing = self._planner().missing_rows()
@@ -112,12 +115,14 @@ class BulkRun:
         if first is None:
             return
         queue = self._connect()
+        started_s = time.monotonic()
         self._unsent.append(first)
         self._view.start(self._tally)
         try:
             self._drive(queue, missing)
         finally:
             self._sync(queue=None)
+            self._elapsed_s = time.monotonic() - started_s
             self._view.stop(self._tally)
 
     def _planner(self) -> Planner:
@@ -218,7 +223,7 @@ class BulkRun:
         if self._plan.order == "input" and not _is_ascending(self._ledger.starts_in_input_order()):
             self._output.reorder(self._ledger.starts_in_input_order())
 
-    def _report(self, elapsed_s: float) -> RunReport:
+    def _report(self) -> RunReport:
         tally = self._tally
         return RunReport(
             num_rows=tally.num_rows,
@@ -228,7 +233,7 @@ class BulkRun:
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=tally.completion_tokens,
             finish_reasons=dict(sorted(tally.finish_reasons.items())),
-            elapsed_s=round(elapsed_s, 3),
+            elapsed_s=round(self._elapsed_s, 3),
             out=str(self._output.path),
             errors=str(self._output.errors_path) if tally.num_failed else None,
         )

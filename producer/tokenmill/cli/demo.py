@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -147,8 +148,8 @@ def _show_rows(out: Path) -> None:
     """The first rows, so that one sees what a line of the output is."""
     lines = out.read_text(encoding="utf-8").splitlines()
     for row in map(json.loads, lines[:NUM_SHOWN_ROWS]):
-        answer = " ".join(row["text"].split())
-        click.echo(f"   {row['custom_id']}: {row['input']['prompt']} -> {answer[:SHOWN_CHARS]}...")
+        answer = textwrap.shorten(row["text"], SHOWN_CHARS, placeholder=" ...")
+        click.echo(f"   {row['custom_id']}: {row['input']['prompt']} -> {answer}")
 
 
 def _summarise(url: str, streamed: Streamed, report: RunReport) -> None:

@@ -38,9 +38,11 @@ class LineScreen:
             self._write_line(f"[{number}] > {title}")
 
     def write(self, answer: int, text: str) -> None:
+        """Lines end between words; a text without spaces, which some languages are, where it happens to be."""
         self._pending[answer] += text
         if len(self._pending[answer]) >= LINE_CHARS:
-            self._flush(answer)
+            line, _, rest = self._pending[answer].rpartition(" ")
+            self._flush(answer, keep=rest if line.strip() else "")
 
     def finish(self, answer: int, note: str) -> None:
         self._flush(answer)
@@ -49,9 +51,9 @@ class LineScreen:
     def stop(self) -> None:
         """Every line is out already."""
 
-    def _flush(self, answer: int) -> None:
-        piece = " ".join(self._pending[answer].split())
-        self._pending[answer] = ""
+    def _flush(self, answer: int, *, keep: str = "") -> None:
+        piece = " ".join(self._pending[answer].removesuffix(keep).split())
+        self._pending[answer] = keep
         if piece:
             self._write_line(f"[{answer + 1}] {piece}")
 

@@ -10,7 +10,7 @@ from tokenmill_worker.engine.pages import num_pages_for
 from tokenmill_worker.engine.uniform import choice_seed
 
 NUM_CHOICES = 3
-NUM_TALKERS, TALKER_PROMPT, TALKER_TOKENS = 3, 20, 50
+NUM_TALKERS, TALKER_PROMPT, TALKER_TOKENS = 3, 30, 36  # two pages are expected, three are needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Matrix:
         """Short prompts that go on for longer than the engine was taught to expect, in a pool too small for all."""
         talkers = [self._talker(subject) for subject in self.subjects[:NUM_TALKERS]]
         expected_pages = num_pages_for(TALKER_PROMPT + 1 + PAGE_SIZE)
-        few = FewPages(self._loaded.runner, NUM_TALKERS * expected_pages + 1)
+        few = FewPages(self._loaded.runner, len(talkers) * expected_pages + 1)
         engine = self._engine(loaded=self._loaded._replace(runner=few))
         engine.generate([talkers[0].prompt], SamplingParams(max_tokens=1))  # teaches it to expect one token
         different = self._together(engine, talkers)

@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import huggingface_hub.constants
@@ -101,6 +103,23 @@ def test_a_file_that_is_no_gguf_is_refused_and_leaves_no_cache(tmp_path: Path) -
         load(EngineConfig(model=str(fake), cache_dir=str(cache)))
     assert list(cache.rglob("*.safetensors")) == []
     assert list((cache / "gguf").iterdir()) == []
+
+
+def test_two_that_dequantize_at_once_end_with_one_whole_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    both_have_written = Barrier(2, timeout=30)
+
+    def write(gguf: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        both_have_written.wait()
+
+    monkeypatch.setattr(checkpoint, "_write_dequantized", write)
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"weights")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: checkpoint.locate(str(gguf), cache_dir=tmp_path), range(2))
+    assert first == second
+    assert [file.name for file in first.iterdir()] == ["config.json"]
+    assert list((tmp_path / "gguf").iterdir()) == [first]
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(llama: Path) -> None:

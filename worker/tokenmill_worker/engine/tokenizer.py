@@ -1,5 +1,6 @@
 """Text to ids and back through the model's own Hugging Face tokenizer, or without one. Knows no model, no request."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from threading import Lock
@@ -24,6 +25,7 @@ class HFTokenizer:
         if tokenizer.is_fast:  # what tokenizer.json may switch on would cut a prompt in silence, or be toggled per call
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
+        tokenizer.model_max_length = sys.maxsize  # the engine knows the limit; the tokenizer would only log about it
         self.vocab_size: int = len(tokenizer)
         self.has_chat_template: bool = bool(tokenizer.chat_template)
         self.eos_token_ids = frozenset(eos_token_ids) | _end_of_turn_ids(tokenizer)

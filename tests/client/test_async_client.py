@@ -43,7 +43,7 @@ def test_submit_stream_and_result(with_client: WithClient, hands: Hands) -> None
         assert [news.text async for news in deltas] == ["b"]
         assert [news.text async for news in job.stream(after="1-0")] == ["b"]
         completion = await job.result(timeout=20)
-        assert (completion.text, completion.token_ids) == ("ab", (1, 2))
+        assert (completion.text, completion.token_ids) == ("ab", [1, 2])
 
     with_client(use)
 

@@ -164,7 +164,7 @@ def test_a_restart_is_told_and_what_came_before_is_not_in_the_result(
         ("old", 0, False),
         ("new", 0, True),
     ]
-    assert job.result(timeout=20).token_ids == (3,)
+    assert job.result(timeout=20).token_ids == [3]
 
 
 def test_an_after_that_is_no_entry_id_is_refused(client: Client) -> None:
@@ -178,7 +178,7 @@ def test_an_after_that_is_no_entry_id_is_refused(client: Client) -> None:
 
 def test_a_result_has_text_tokens_reason_and_usage(client: Client, hands: Hands) -> None:
     completion = answered(hands, client, "a", "b").result(timeout=20)
-    assert (completion.text, completion.token_ids, completion.finish_reason) == ("ab", (100, 101), "length")
+    assert (completion.text, completion.token_ids, completion.finish_reason) == ("ab", [100, 101], "length")
     assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (1, 2)
 
 
@@ -206,7 +206,7 @@ def test_a_terminal_error_is_raised_by_result_and_by_stream(client: Client, hand
         with pytest.raises(RequestFailedError, match="the prompt has 9 tokens") as caught:
             read()
         assert caught.value.code == "too_long"
-        assert caught.value.completion.token_ids == (1,)
+        assert caught.value.completion.token_ids == [1]
     assert job.status() == "failed"
 
 

@@ -19,7 +19,7 @@ def test_the_completion_has_the_deltas_tokens_and_the_terminals_text() -> None:
     feed(reader, delta(2, "c", 3))
     feed(reader, done("abc", 3))
     assert reader.completion is not None
-    assert (reader.completion.text, reader.completion.token_ids) == ("abc", (1, 2, 3))
+    assert (reader.completion.text, reader.completion.token_ids) == ("abc", [1, 2, 3])
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3])
@@ -39,7 +39,7 @@ def test_a_reset_starts_over_from_token_zero() -> None:
     assert news.is_restart
     feed(reader, done("z", 1))
     assert reader.completion is not None
-    assert reader.completion.token_ids == (9,)
+    assert reader.completion.token_ids == [9]
 
 
 def test_reading_on_after_an_entry_starts_at_its_offset() -> None:

@@ -80,8 +80,9 @@ class Completion(Frozen):
         return self.choices[0].text
 
     @property
-    def token_ids(self) -> tuple[int, ...]:
-        return self.choices[0].token_ids
+    def token_ids(self) -> list[int]:
+        """A list, as the engine's own outputs have: what is compared or dumped as JSON should not differ by its type."""
+        return list(self.choices[0].token_ids)
 
     @property
     def logprobs(self) -> tuple[TokenLogprob, ...] | None:

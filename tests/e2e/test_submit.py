@@ -2,10 +2,12 @@
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 import redis
 from tokenmill.wire.keys import Keys
+from tokenmill.wire.store import Store, Transitions
 
 from tests.e2e.commands import started, tokenmill
 from tests.support.waiting import wait_until
@@ -112,3 +114,20 @@ def test_ctrl_c_cancels_the_request_and_exits_130(redis_url: str, queue: str, ke
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     wait_until(lambda: server.hget(keys.job("mine"), "state") == b"cancelled", description="the request is cancelled")
+
+
+def test_a_model_without_a_chat_template_gets_the_prompt_raw(
+    redis_url: str, queue: str, keys: Keys, server: redis.Redis, store: Store
+) -> None:
+    store.run(Transitions(keys).register("w-1", {"has_chat_template": "false"}, 60_000))
+    tokenmill("submit", "hi", "--id", "raw", "--timeout", 0.2, "--redis", redis_url, "--queue", queue)
+    assert json.loads(server.hget(keys.job("raw"), "body") or b"")["prompt"] == "hi"
+
+
+def test_a_bulk_run_asks_for_raw_instead(redis_url: str, queue: str, keys: Keys, store: Store, tmp_path: Path) -> None:
+    store.run(Transitions(keys).register("w-1", {"has_chat_template": "false"}, 60_000))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "hi"}\n')
+    options = ("--out", tmp_path / "out.jsonl", "--redis", redis_url, "--queue", queue)
+    answer = tokenmill("bulk", "run", tmp_path / "rows.jsonl", *options)
+    assert answer.returncode == 2
+    assert "add --raw" in answer.stderr

@@ -164,6 +164,7 @@ def _identity(settings: WorkerSettings, engine: Engine) -> dict[str, str]:
         "dtype": settings.dtype,
         "max_num_seqs": str(settings.max_num_seqs),
         "max_model_len": str(engine.max_model_len),
+        "has_chat_template": "true" if engine.tokenizer.has_chat_template else "false",
         "fingerprint": engine.fingerprint,
         "host": socket.gethostname(),
         "pid": str(os.getpid()),

@@ -172,7 +172,7 @@ def _answer(completion: Completion) -> Answer:
     return Answer(
         request_id=completion.request_id,
         text=completion.text,
-        token_ids=completion.token_ids,
+        token_ids=tuple(completion.token_ids),
         finish_reason=completion.finish_reason,
         prompt_tokens=completion.usage.prompt_tokens,
         completion_tokens=completion.usage.completion_tokens,

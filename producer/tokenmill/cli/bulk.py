@@ -20,9 +20,11 @@ from tokenmill.bulk.prompts import TemplateError, make_renderer
 from tokenmill.bulk.rows import InputError
 from tokenmill.bulk.run import BulkRun, RunReport
 from tokenmill.cli.exits import Exit, Terminated, fail, with_exit_codes
-from tokenmill.cli.local import LocalWorkerError, local_worker
+from tokenmill.cli.hints import lacks_chat_template, warn_when_nobody_works
+from tokenmill.cli.local import LOCAL_QUEUE, LocalWorkerError, local_worker
 from tokenmill.cli.options import json_option, queue_option, redis_option, sampling_of, sampling_options
 from tokenmill.cli.screens import can_redraw
+from tokenmill.client import Client
 
 DEFAULT_WINDOW = 256  # four workers' worth of 64 rows: none of them waits for this process
 
@@ -140,15 +142,26 @@ def _connector(
 
     def connect() -> QueueConnection:
         if not options["is_local"]:
+            _look_at_queue(options["redis_url"], options["queue"], is_raw=options["is_raw"])
             return stack.enter_context(QueueConnection(options["redis_url"], options["queue"], group=output.run_id))
         model = _local_model(options)
         view.note(f"starting a local worker with {model}")
         worker_options = {"--dtype": options["dtype"], "--max-num-seqs": options["max_num_seqs"]}
         worker = stack.enter_context(local_worker(model, worker_options, folder=output.scratch("local")))
         worker.wait_ready()
+        _look_at_queue(worker.url, LOCAL_QUEUE, is_raw=options["is_raw"])
         return stack.enter_context(QueueConnection(worker.url, group=output.run_id, on_idle=worker.check))
 
     return connect
+
+
+def _look_at_queue(url: str, queue: str, *, is_raw: bool) -> None:
+    """Raw is part of what a row is known by, so it is asked for here and never taken silently."""
+    with Client(url, queue) as client:
+        statistics = client.statistics()
+    warn_when_nobody_works(statistics)
+    if lacks_chat_template(statistics) and not is_raw:
+        fail("the model on this queue has no chat template: add --raw", Exit.USAGE)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tokenmill.cli.exits import fail, with_exit_codes
+from tokenmill.cli.hints import lacks_chat_template, warn_when_nobody_works
 from tokenmill.cli.options import json_option, queue_option, redis_option, sampling_of, sampling_options
 from tokenmill.client import Client, Job
 from tokenmill.wire.errors import ResultTimeoutError
@@ -23,7 +24,8 @@ from tokenmill.wire.messages import Completion, Delta
         tokenmill submit "Why is the sky blue?" --stream --max-tokens 64
         git diff | tokenmill submit - --temperature 0 --json | jq -r .text
 
-        The prompt is sent as one user message, for the model's chat template to wrap; --raw sends it as it is.
+        The prompt is sent as one user message, for the model's chat template to wrap; --raw, or a model
+        without a template, takes it as it is.
         Interrupted or timed out, the request is cancelled. With --json --stream, each line is one JSON object:
         deltas, then the completion.
         """
@@ -45,11 +47,12 @@ from tokenmill.wire.messages import Completion, Delta
 @queue_option
 @json_option
 def submit(redis_url: str, queue: str, **options: Any) -> None:
-    request = _request(options)
     with Client(redis_url, queue=queue) as client:
-        job = client.submit(**request)
+        statistics = client.statistics()
+        is_raw = options["is_raw"] or lacks_chat_template(statistics)
+        job = client.submit(**_request(options, is_raw=is_raw))
         try:
-            _warn_when_nobody_works(client, queue)
+            warn_when_nobody_works(statistics)
             completion = _show(job, options)
         except (KeyboardInterrupt, ResultTimeoutError):
             job.cancel()
@@ -58,16 +61,11 @@ def submit(redis_url: str, queue: str, **options: Any) -> None:
         fail(f"the request was {completion.finish_reason}")
 
 
-def _request(options: Mapping[str, Any]) -> dict[str, Any]:
+def _request(options: Mapping[str, Any], *, is_raw: bool) -> dict[str, Any]:
     text = sys.stdin.read() if options["prompt"] == "-" else options["prompt"]
-    prompt = {"prompt": text} if options["is_raw"] else {"messages": [{"role": "user", "content": text}]}
+    prompt = {"prompt": text} if is_raw else {"messages": [{"role": "user", "content": text}]}
     fields = {"id": options["request_id"], "priority": options["priority"], "model": options["model"]}
     return {**prompt, **sampling_of(options), **fields}
-
-
-def _warn_when_nobody_works(client: Client, queue: str) -> None:
-    if not client.statistics().workers:
-        click.echo(f"tokenmill: no worker on queue {queue!r} yet: waiting for one (tokenmill worker)", err=True)
 
 
 def _show(job: Job, options: Mapping[str, Any]) -> Completion:

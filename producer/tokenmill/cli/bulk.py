@@ -54,7 +54,13 @@ def bulk() -> None:
     ),
 )
 @click.argument("input_path", metavar="INPUT", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", required=True, metavar="OUT", type=click.Path(dir_okay=False, path_type=Path), help="JSONL.")
+@click.option(
+    "--out",
+    required=True,
+    metavar="OUT",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the rows go, as JSONL.",
+)
 @redis_option
 @queue_option
 @click.option("--local", "is_local", is_flag=True, help="Start a server and a worker here, for this run only.")

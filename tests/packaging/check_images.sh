@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-readonly BASE=docker.io/library/debian:bookworm-slim
+readonly BASE=localhost/debian:bookworm-slim # what buildah takes the short name debian:bookworm-slim for
 readonly CACHE=$PWD/.cache/images
 readonly PYTHON=$PWD/.venv/bin/python
 SCRATCH=$(mktemp -d)

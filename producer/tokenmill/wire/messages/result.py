@@ -81,7 +81,7 @@ class Completion(Frozen):
 
     @property
     def token_ids(self) -> list[int]:
-        """A list, as the engine's own outputs have: what is compared or dumped as JSON should not differ by its type."""
+        """A list, as the engine's outputs have: what is compared, or dumped as JSON, should not differ by its type."""
         return list(self.choices[0].token_ids)
 
     @property

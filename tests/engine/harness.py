@@ -17,7 +17,7 @@ class Spy:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.vocab_size, self.max_model_len = runner.vocab_size, runner.max_model_len
-        self.num_pages, self.fingerprint = runner.num_pages, runner.fingerprint
+        self.num_pages, self.device, self.fingerprint = runner.num_pages, runner.device, runner.fingerprint
         self.batches: list[PackedBatch] = []
 
     def run(self, batch: PackedBatch) -> list[Sampled]:

@@ -29,7 +29,7 @@ class FewPages:
         self._runner = runner
         self.num_pages = num_pages
         self.vocab_size, self.max_model_len = runner.vocab_size, runner.max_model_len
-        self.fingerprint = runner.fingerprint
+        self.device, self.fingerprint = runner.device, runner.fingerprint
 
     def run(self, batch: PackedBatch) -> list[Sampled]:
         return self._runner.run(batch)

@@ -113,7 +113,7 @@ def assemble(engine: Engine, settings: WorkerSettings, url: str) -> Worker:
         ttl_s=settings.lease_ttl_s,
         stall_watch=StallWatch(engine.statistics, timeout_s=settings.stall_timeout_s),
         describe=lambda: {**_identity(settings, engine), **WorkerStatistics.of(serving).fields()},
-        title=_title(settings, url),
+        title=_title(settings, engine, url),
     )
     lanes = Lanes(reading, keys)
     intake = Intake(
@@ -160,7 +160,7 @@ def _identity(settings: WorkerSettings, engine: Engine) -> dict[str, str]:
         "model": settings.model,
         "served_model_name": settings.served_model_name or settings.model,
         "queue": settings.queue,
-        "device": settings.device,
+        "device": engine.device,
         "dtype": settings.dtype,
         "max_num_seqs": str(settings.max_num_seqs),
         "max_model_len": str(engine.max_model_len),
@@ -171,9 +171,9 @@ def _identity(settings: WorkerSettings, engine: Engine) -> dict[str, str]:
     }
 
 
-def _title(settings: WorkerSettings, url: str) -> str:
+def _title(settings: WorkerSettings, engine: Engine, url: str) -> str:
     return (
-        f"model {settings.model}, device {settings.device}, queue {settings.queue}, "
+        f"model {settings.model}, device {engine.device}, queue {settings.queue}, "
         f"{settings.max_num_seqs} rows, {hide_password(url)}"
     )
 

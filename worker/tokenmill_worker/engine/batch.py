@@ -73,6 +73,7 @@ class Runner(Protocol):
     vocab_size: int
     max_model_len: int
     num_pages: int
+    device: str  # where it runs, as torch names devices
     fingerprint: str  # of weights + tokenizer + template: equal strings give equal continuations
 
     def run(self, batch: PackedBatch) -> list[Sampled]:

@@ -57,6 +57,7 @@ class EchoRunner:
     """Runs packed batches on a pool of hashes. `step_s`: how long a step takes at least."""
 
     vocab_size = VOCAB_SIZE
+    device = "cpu"
     fingerprint = "echo-1"
 
     def __init__(self, *, num_pages: int, max_model_len: int = _MAX_MODEL_LEN, step_s: float = 0.0) -> None:

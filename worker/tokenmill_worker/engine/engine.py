@@ -77,6 +77,11 @@ class Engine:
         self._num_prefill_tokens = self._num_decode_tokens = 0
 
     @property
+    def device(self) -> str:
+        """Where the model runs, as torch names devices: what `auto` came to."""
+        return self._runner.device
+
+    @property
     def fingerprint(self) -> str:
         """Of weights, tokenizer and template: another engine with the same one continues a request identically."""
         return self._runner.fingerprint

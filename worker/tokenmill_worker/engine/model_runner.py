@@ -15,6 +15,7 @@ class ModelRunner:
         self.vocab_size = adapter.vocab_size
         self.max_model_len = max_model_len
         self.num_pages = num_pages
+        self.device = str(adapter.device)
         self.fingerprint = fingerprint
         self._adapter = adapter
         adapter.bind(KVPool(adapter.layers, num_pages=num_pages, dtype=adapter.kv_dtype, device=adapter.device))

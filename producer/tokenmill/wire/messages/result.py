@@ -1,6 +1,8 @@
 """What a reader gets: deltas while a request runs, one completion at its end. Plain frozen values."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from tokenmill.wire.messages.base import Frozen
 
@@ -17,12 +19,15 @@ class Usage(Frozen):
     cached_tokens: int = 0
 
 
-class Timings(Frozen):
-    """Milliseconds since the request was accepted, but `queued`: until its last worker began it. None: never came."""
+Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 1))]  # clocks of two machines agree no better
 
-    queued: float | None = None
-    first_token: float | None = None
-    total: float | None = None
+
+class Timings(Frozen):
+    """Since the request was accepted, but `queued`: until its last worker began it. None: never came."""
+
+    queued: Milliseconds | None = None
+    first_token: Milliseconds | None = None
+    total: Milliseconds | None = None
 
 
 class ErrorInfo(Frozen):

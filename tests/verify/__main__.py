@@ -9,9 +9,9 @@ from tokenmill_worker.engine import Engine, EngineConfig, SamplingParams, checkp
 from tokenmill_worker.engine.api import ModelError
 from tokenmill_worker.engine.batch import Loaded
 
+from tests.support.prompts import load_prompts
 from tests.verify.identity import compare
 from tests.verify.invariance import Matrix
-from tests.verify.prompts import load_prompts
 from tests.verify.reference import Reference
 
 KV_CACHE_TOKENS = 64 * 640  # room for every row at once: 64 prompts of up to 512 tokens and their answers

@@ -4,9 +4,9 @@ import pytest
 from tokenmill_worker.engine import Engine, EngineConfig, SamplingParams, checkpoint, loading
 from tokenmill_worker.engine.batch import Loaded
 
+from tests.support.prompts import load_prompts
 from tests.verify.identity import compare
 from tests.verify.invariance import Matrix
-from tests.verify.prompts import load_prompts
 from tests.verify.reference import Reference
 
 NUM_PROMPTS, MAX_TOKENS = 6, 24

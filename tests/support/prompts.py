@@ -1,4 +1,4 @@
-"""Where the prompts of tests and verification come from. Knows no model."""
+"""Where the prompts of tests, verification and benchmarks come from. Knows no model."""
 
 import json
 import os

@@ -13,7 +13,8 @@ ModelT = TypeVar("ModelT", bound="Frozen")
 class Frozen(BaseModel):
     """Strict: `True` is no integer and `"8"` is no number; unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    # defer_build: validators are made at first use, which a producer that only reads does not pay for at import.
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def validate(model: type[ModelT], fields: dict[str, object], *, prefixes: Mapping[str, str] | None = None) -> ModelT:

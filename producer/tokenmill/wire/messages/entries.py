@@ -6,10 +6,10 @@ cannot write twice, and a reader resumes by offset whoever the worker is.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tokenmill.wire.errors import DecodeError
 from tokenmill.wire.messages.base import Frozen
@@ -108,12 +108,10 @@ class TerminalEntry(Frozen):
 
 Entry = DeltaEntry | ResetEntry | TerminalEntry
 
-_TOKENS = TypeAdapter(tuple[int, ...])
-_LOGPROBS = TypeAdapter(tuple[TokenLogprob, ...])
-_CHOICES = TypeAdapter(tuple[ChoiceText, ...])
-_USAGE = TypeAdapter(Usage)
-_TIMINGS = TypeAdapter(Timings)
-_ERROR = TypeAdapter(ErrorInfo)
+_DEFERRED = ConfigDict(defer_build=True)  # built at first use, as the models are
+_TOKENS = TypeAdapter(tuple[int, ...], config=_DEFERRED)
+_LOGPROBS = TypeAdapter(tuple[TokenLogprob, ...], config=_DEFERRED)
+_CHOICES = TypeAdapter(tuple[ChoiceText, ...], config=_DEFERRED)
 
 
 def decode_entry(entry_id: str, fields: Fields) -> Entry:
@@ -139,7 +137,7 @@ def _decode_delta(fields: Fields) -> DeltaEntry:
             "text": fields[b"text"].decode(),
             "index": int(fields.get(b"index", b"0")),
             "finish_reason": _optional_text(fields, b"finish_reason"),
-            "logprobs": _optional(_LOGPROBS, fields, b"logprobs"),
+            "logprobs": _optional(_LOGPROBS.validate_json, fields, b"logprobs"),
         }
     )
 
@@ -150,16 +148,16 @@ def _decode_terminal(fields: Fields) -> TerminalEntry:
             "type": fields[b"type"].decode(),
             "finish_reason": fields[b"finish_reason"].decode(),
             "text": fields.get(b"text", b"").decode(),
-            "choices": _optional(_CHOICES, fields, b"choices"),
-            "usage": _optional(_USAGE, fields, b"usage") or Usage(),
-            "error": _optional(_ERROR, fields, b"error"),
-            "timings": _optional(_TIMINGS, fields, b"timings") or Timings(),
+            "choices": _optional(_CHOICES.validate_json, fields, b"choices"),
+            "usage": _optional(Usage.model_validate_json, fields, b"usage") or Usage(),
+            "error": _optional(ErrorInfo.model_validate_json, fields, b"error"),
+            "timings": _optional(Timings.model_validate_json, fields, b"timings") or Timings(),
         }
     )
 
 
-def _optional(adapter: TypeAdapter[T], fields: Fields, name: bytes) -> T | None:
-    return adapter.validate_json(fields[name]) if name in fields else None
+def _optional(parse: Callable[[bytes], T], fields: Fields, name: bytes) -> T | None:
+    return parse(fields[name]) if name in fields else None
 
 
 def _optional_text(fields: Fields, name: bytes) -> str | None:

@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM
 class Reference:
     """Plain float32 Hugging Face model in `folder`, with its default attention."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, attention: str | None = None) -> None:
+        """`attention`: transformers' name of an implementation; None leaves the choice to the model, as users do."""
         with quiet_transformers():
-            self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation=attention
+            )
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], *, max_tokens: int, ignore_eos: bool = False) -> list[int]:

@@ -18,10 +18,10 @@ class WordTokenizer:
     words: tuple[str, ...] = ("", " the", " cat", "s", " é", "!")
 
     def encode(self, text: str) -> list[int]:
-        raise NotImplementedError
+        raise AssertionError("a detokenizer only decodes")
 
     def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        raise NotImplementedError
+        raise AssertionError("a detokenizer only decodes")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(self.words[token_id] for token_id in token_ids).removeprefix(" ")

@@ -57,7 +57,7 @@ def smollm2() -> HFTokenizer:
 
 def wrap(tokenizer: FastTokenizer) -> HFTokenizer:
     tokenizer.add_special_tokens(["<|end|>"])
-    fast: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
+    fast: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]  # theirs
     return HFTokenizer(fast, eos_token_ids=[])
 
 

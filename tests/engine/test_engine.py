@@ -126,7 +126,7 @@ def test_a_second_request_with_the_same_id_is_refused_and_the_first_is_undisturb
 @pytest.mark.parametrize("field", ["max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_tokens"])
 def test_a_config_that_leaves_no_room_is_refused(field: str) -> None:
     with pytest.raises(EngineError, match=field):
-        replace(EngineConfig(), **{field: 0})  # type: ignore[arg-type]
+        replace(EngineConfig(), **{field: 0})  # type: ignore[arg-type]  # the test names fields
 
 
 @pytest.mark.parametrize("model", ["echo?speed=9", "echo?step_ms=soon", "echo?max_model_len=1", "echo?step_ms=-1"])

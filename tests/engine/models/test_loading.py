@@ -40,7 +40,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load_folder(folder: Path, **config: str) -> Loaded:
-    return load(EngineConfig(model=str(folder), kv_cache_tokens=512, **config))  # type: ignore[arg-type]
+    return load(EngineConfig(model=str(folder), kv_cache_tokens=512, **config))  # type: ignore[arg-type]  # of many types
 
 
 def save_tokenizer(folder: Path, *, chat_template: str | None) -> None:

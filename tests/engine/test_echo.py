@@ -116,6 +116,31 @@ def test_steps_can_be_paced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pauses == [0.02] * 3
 
 
+# Faults on request
+
+
+def test_a_prompt_with_the_text_of_fail_on_fails_and_its_neighbours_do_not() -> None:
+    engine = Engine(EngineConfig(model="echo?fail_on=bad+word"))
+    outputs = engine.generate(["a good word", "such a bad word"], SamplingParams(max_tokens=3))
+    assert [output.finish_reason for output in outputs] == ["length", "error"]
+    assert outputs[1].error is not None
+    assert outputs[1].error.code == "engine_error"
+
+
+def test_a_prompt_with_the_text_of_abort_on_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Aborted(BaseException):
+        """In place of the end."""
+
+    def abort() -> None:
+        raise Aborted
+
+    monkeypatch.setattr("tokenmill_worker.engine.echo.os.abort", abort)
+    engine = Engine(EngineConfig(model="echo?abort_on=poison"))
+    engine.generate("harmless", SamplingParams(max_tokens=3))
+    with pytest.raises(Aborted):
+        engine.generate("a poisonous prompt", SamplingParams(max_tokens=3))
+
+
 # Sampling
 
 

@@ -3,8 +3,15 @@
 Everything around it is real, so queue tests and benchmarks run the engine itself. Its memory is a rolling hash per KV
 slot, written to and read back through the page table: a wrong page, a lost copy or a stale prefix changes the output.
 Tokens are bytes. The text has characters of one to four bytes, so streams split them often; it never ends by itself.
+
+Options as in a URL, `echo?step_ms=20&abort_on=poison`:
+`step_ms`        how long a step takes at least
+`max_model_len`  its limit
+`fail_on`        a row whose prompt contains this text raises instead of drawing a token
+`abort_on`       ... ends the process on the spot, as a fault in native code does
 """
 
+import os
 import time
 from collections.abc import Sequence
 from urllib.parse import parse_qsl
@@ -54,16 +61,25 @@ class EchoTokenizer:
 
 
 class EchoRunner:
-    """Runs packed batches on a pool of hashes. `step_s`: how long a step takes at least."""
+    """Runs packed batches on a pool of hashes. The module says what the options do."""
 
     vocab_size = VOCAB_SIZE
     device = "cpu"
     fingerprint = "echo-1"
 
-    def __init__(self, *, num_pages: int, max_model_len: int = _MAX_MODEL_LEN, step_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        max_model_len: int = _MAX_MODEL_LEN,
+        step_s: float = 0.0,
+        fail_on: str = "",
+        abort_on: str = "",
+    ) -> None:
         self.num_pages = num_pages
         self.max_model_len = max_model_len
         self._step_s = step_s
+        self._fail_on, self._abort_on = fail_on.encode(), abort_on.encode()
         self._state: Words = np.zeros(num_pages * PAGE_SIZE, dtype=np.uint64)  # hash of the tokens up to this one
         self._token = np.zeros(num_pages * PAGE_SIZE, dtype=np.uint8)
 
@@ -74,6 +90,10 @@ class EchoRunner:
         self._store(batch)
         if not batch.samples:
             return []
+        if _has_prompt_with(self._abort_on, batch):
+            os.abort()
+        if _has_prompt_with(self._fail_on, batch):
+            raise RuntimeError("the echo model was asked to fail on this prompt")
         return sample(self._logits(batch), batch.samples)
 
     def _copy_pages(self, batch: PackedBatch) -> None:
@@ -123,6 +143,10 @@ class EchoRunner:
             np.logical_or(is_inside, is_tail & (last >= back) & (_LENGTH[byte] > back + 1), out=is_inside)
             np.logical_and(is_tail, _LENGTH[byte] == 0, out=is_tail)
         return is_inside
+
+
+def _has_prompt_with(text: bytes, batch: PackedBatch) -> bool:
+    return bool(text) and any(text in row.prompt_token_ids.astype(np.uint8).tobytes() for row in batch.samples)
 
 
 def sample(logits: Floats, rows: Sequence[SampleRow]) -> list[Sampled]:
@@ -201,15 +225,21 @@ def _column(values: Sequence[float]) -> Floats:
 
 
 def load(config: EngineConfig) -> Loaded:
-    """`echo`, with options as in a URL: `echo?step_ms=20&max_model_len=512`. Raises ModelError for others."""
+    """`echo`, with options. Raises ModelError for options that are unknown or wrong."""
     options = dict(parse_qsl(config.model.partition("?")[2]))
     try:
         step_ms = float(options.pop("step_ms", 0.0))
         max_model_len = int(options.pop("max_model_len", _MAX_MODEL_LEN))
     except ValueError as error:
         raise ModelError(f"{config.model}: {error}") from error
-    if options or step_ms < 0 or max_model_len < 2:
-        raise ModelError(f"{config.model}: the echo model has the options step_ms >= 0 and max_model_len >= 2")
-    num_pages = num_pages_for(config.kv_cache_tokens or max(max_model_len, _KV_CACHE_TOKENS))
-    runner = EchoRunner(num_pages=num_pages, max_model_len=max_model_len, step_s=step_ms / 1000)
+    if options.keys() - {"fail_on", "abort_on"} or step_ms < 0 or max_model_len < 2:
+        raise ModelError(
+            f"{config.model}: the echo model has the options step_ms >= 0, max_model_len >= 2, fail_on and abort_on"
+        )
+    runner = EchoRunner(
+        num_pages=num_pages_for(config.kv_cache_tokens or max(max_model_len, _KV_CACHE_TOKENS)),
+        max_model_len=max_model_len,
+        step_s=step_ms / 1000,
+        **options,
+    )
     return Loaded(runner, EchoTokenizer(), {})

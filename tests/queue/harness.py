@@ -12,9 +12,10 @@ from typing import Any
 import redis
 from tokenmill.wire.keys import Keys, Lane
 from tokenmill.wire.messages import DeltaEntry, Request, ResetEntry, TerminalEntry, decode_entry
-from tokenmill.wire.store import Store, Submission, Transitions
+from tokenmill.wire.store import QueueStatistics, Store, Submission, Transitions
 from tokenmill_worker.cli import assemble
 from tokenmill_worker.engine import Engine, EngineConfig
+from tokenmill_worker.queue.quarantine import PATIENCE_S
 from tokenmill_worker.settings import WorkerSettings
 
 from tests.support.waiting import wait_until
@@ -102,6 +103,9 @@ class Bench:
     def job(self, request_id: str = "q-1") -> dict[str, str]:
         return {name.decode(): value.decode() for name, value in self.server.hgetall(self.keys.job(request_id)).items()}
 
+    def statistics(self) -> QueueStatistics:
+        return self.store.run(self.transitions.statistics())
+
     def workers(self) -> list[str]:
         return [name.decode() for name in self.server.zrange(self.keys.workers, 0, -1)]
 
@@ -130,12 +134,12 @@ def settings_for(bench: Bench, **changes: object) -> WorkerSettings:
 class RunningWorker:
     """A worker on a thread of this process."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, *, patience_s: float = PATIENCE_S) -> None:
         config = EngineConfig(
             model=settings.model, max_num_seqs=settings.max_num_seqs, kv_cache_tokens=settings.kv_cache_tokens
         )
         self.engine = Engine(config)
-        self.worker = assemble(self.engine, settings, settings.redis_url)
+        self.worker = assemble(self.engine, settings, settings.redis_url, quarantine_patience_s=patience_s)
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="tokenmill-test-worker")
 
@@ -160,9 +164,9 @@ class RunningWorker:
 
 
 @contextlib.contextmanager
-def running_worker(bench: Bench, **changes: object) -> Iterator[RunningWorker]:
+def running_worker(bench: Bench, *, patience_s: float = PATIENCE_S, **changes: object) -> Iterator[RunningWorker]:
     """Until the block ends: then it drains, and its engine must be in order."""
-    running = RunningWorker(settings_for(bench, **changes))
+    running = RunningWorker(settings_for(bench, **changes), patience_s=patience_s)
     running.start()
     try:
         yield running
@@ -171,18 +175,53 @@ def running_worker(bench: Bench, **changes: object) -> Iterator[RunningWorker]:
     running.engine.check_integrity()
 
 
-@contextlib.contextmanager
-def worker_process(bench: Bench, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """`tokenmill worker` as a child of its own, with short leases; killed when the block ends."""
+def start_worker(bench: Bench, *arguments: str) -> "subprocess.Popen[bytes]":
+    """`tokenmill worker` as a child of its own, with short leases."""
     command = [sys.executable, "-c", "from tokenmill_worker.cli import worker; worker()"]
     command += ["--model", "echo?step_ms=20", "--redis", bench.url, "--queue", bench.keys.queue, *arguments]
     environment = {"PATH": "/usr/bin:/bin", "TOKENMILL_LEASE_TTL_S": str(LEASE_TTL_S)}
-    child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def worker_process(bench: Bench, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker child; killed when the block ends."""
+    child = start_worker(bench, *arguments)
     try:
         yield child
     finally:
         child.kill()
         child.communicate()
+
+
+class Supervisor:
+    """Starts a worker child again whenever it ends, as a container's restart policy does. Keeps the exit codes."""
+
+    def __init__(self, bench: Bench, *arguments: str) -> None:
+        self._bench = bench
+        self._arguments = arguments
+        self._is_over = threading.Event()
+        self._child = start_worker(bench, *arguments)
+        self._thread = threading.Thread(target=self._run, name="tokenmill-test-supervisor")
+        self.exit_codes: list[int] = []
+
+    def _run(self) -> None:
+        while True:
+            self._child.communicate()
+            if self._is_over.is_set():
+                return
+            self.exit_codes.append(self._child.returncode)
+            self._child = start_worker(self._bench, *self._arguments)
+
+    def __enter__(self) -> "Supervisor":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_over.set()
+        while self._thread.is_alive():  # the child may just be being replaced
+            self._child.kill()
+            self._thread.join(0.05)
 
 
 def uninterrupted_text(prompt: str, **fields: object) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import redis
 from tokenmill.wire.keys import Keys, Lane
 from tokenmill.wire.messages import DeltaEntry, ErrorInfo, Request, TerminalEntry, Usage
 from tokenmill.wire.store import (
@@ -20,6 +21,8 @@ from tokenmill.wire.store import (
     Transitions,
     checked,
 )
+
+from tests.support.waiting import wait_until
 
 LEASE_MS = 15_000
 
@@ -127,3 +130,25 @@ def add_raw(store: Store, keys: Keys, lane: Lane = Lane.NORMAL, **fields: str | 
     flat = [part for pair in fields.items() for part in pair]
     entry_id: bytes = checked(store.send([("XADD", keys.lane(lane), "*", *flat)])[0])
     return entry_id.decode()
+
+
+def server_ms(server: redis.Redis) -> float:
+    seconds, microseconds = server.time()
+    return seconds * 1000 + microseconds / 1000
+
+
+def reap(hands: Hands, dead: str) -> int:
+    """What a reaper does with one dead worker, in its order."""
+    store, transitions = hands.store, hands.transitions
+    assert store.run(transitions.mark_dead(hands.worker, dead))
+    claims = [delivery.claim() for delivery in store.run(transitions.held_by(dead))]
+    num_reaped = store.run(transitions.reap(hands.worker, dead, claims))
+    assert store.run(transitions.reap(hands.worker, dead, claims)) == 0
+    assert store.run(transitions.leave(dead))
+    return num_reaped
+
+
+def die(hands: Hands) -> None:
+    """The lease runs out at once."""
+    hands.renew(ttl_ms=0)
+    wait_until(lambda: hands.worker in hands.store.run(hands.transitions.find_dead()), description="the lease ran out")

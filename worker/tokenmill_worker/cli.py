@@ -30,6 +30,7 @@ from tokenmill_worker.queue.lanes import Lanes
 from tokenmill_worker.queue.lease import Lease
 from tokenmill_worker.queue.post import ServerPost
 from tokenmill_worker.queue.publisher import Publisher
+from tokenmill_worker.queue.quarantine import PATIENCE_S, Quarantine
 from tokenmill_worker.queue.requests import RequestBuilder, ServedModel
 from tokenmill_worker.queue.stall import StallWatch
 from tokenmill_worker.settings import SettingsError, WorkerSettings
@@ -93,7 +94,9 @@ def serve(settings: WorkerSettings, url: str) -> bool:
     return not len(serving.holdings)
 
 
-def assemble(engine: Engine, settings: WorkerSettings, url: str) -> Worker:
+def assemble(
+    engine: Engine, settings: WorkerSettings, url: str, *, quarantine_patience_s: float = PATIENCE_S
+) -> Worker:
     """A worker around a loaded engine; nothing is sent to the server yet."""
     keys = Keys(settings.queue)
     transitions = Transitions(keys)
@@ -127,7 +130,14 @@ def assemble(engine: Engine, settings: WorkerSettings, url: str) -> Worker:
         fingerprint=engine.fingerprint,
     )
     consumer = Consumer(
-        Store(reading), transitions, lanes, intake, holdings=holdings, lease=lease, is_bursting=settings.burst
+        Store(reading),
+        transitions,
+        lanes,
+        intake,
+        holdings=holdings,
+        lease=lease,
+        quarantine=Quarantine(Store(reading), transitions, holdings, patience_s=quarantine_patience_s),
+        is_bursting=settings.burst,
     )
     serving = Worker(engine, consumer, publisher, lease, holdings, drain_timeout_s=settings.drain_timeout_s)
     return serving

@@ -18,7 +18,11 @@ GROUP_TTL_S = 7 * 86_400  # counts and fan-in of a bulk run: a week, a run may b
 DEAD_MAXLEN = 10_000  # dead letters kept; entries, approximate
 MAX_DEPTH = 1_000_000  # entries on one lane before submit answers busy
 MAX_BODY_BYTES = 1 << 20  # a larger body is refused
-MAX_CRASHES = 8  # owners that may die under one request without a token of progress before it is given up
+MAX_CRASHES = 2  # owners that die under one request without a token of progress before it has to run alone
+MAX_ALONE_CRASHES = 2  # ... and that die under it alone, at the same token, before it is dead: once may be chance
+MAX_RETRIES = 3  # of a request on which the engine fails
+RETRY_BACKOFF_MS = (1_000, 4_000, 16_000)  # one for each: a device that is short of memory needs time, not haste
+BURST_HORIZON_MS = 30_000  # a worker that ends with its queue waits for what is due by then: for every retry
 MAX_JOBS_PER_CALL = 100  # jobs one script call may touch: bounds how long the server is blocked
 
 

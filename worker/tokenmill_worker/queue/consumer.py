@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenmill.wire.errors import FencedError
-from tokenmill.wire.keys import FETCH_ORDER, MAX_JOBS_PER_CALL
+from tokenmill.wire.keys import FETCH_ORDER, MAX_JOBS_PER_CALL, Lane
 from tokenmill.wire.store import Delivery, Held, Store, Transitions
 
 from tokenmill_worker.engine.api import Capacity
@@ -20,6 +20,7 @@ from tokenmill_worker.queue.intake import Intake
 from tokenmill_worker.queue.lanes import Lanes
 from tokenmill_worker.queue.lease import Lease
 from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
+from tokenmill_worker.queue.quarantine import Quarantine
 from tokenmill_worker.queue.ready import READY_MAX, ReadyBuffer
 from tokenmill_worker.queue.service import Service
 
@@ -34,10 +35,11 @@ log = logging.getLogger(__name__)
 class ConsumerStatistics:
     num_ready: int = 0
     num_fetched: int = 0
+    num_quarantined: int = 0
 
 
 class Consumer(Service):
-    """`is_bursting`: once the lanes are found empty, `is_exhausted` becomes true and nothing more is read."""
+    """`is_bursting`: once nothing is left to do, `is_exhausted` becomes true and nothing more is read."""
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class Consumer(Service):
         *,
         holdings: Holdings,
         lease: Lease,
+        quarantine: Quarantine,
         is_bursting: bool = False,
     ) -> None:
         super().__init__("consumer", stop_timeout_s=ANSWER_TIMEOUT_S)
@@ -57,6 +60,7 @@ class Consumer(Service):
         self._intake = intake
         self._holdings = holdings
         self._lease = lease
+        self._quarantine = quarantine
         self._is_bursting = is_bursting
         self._ready = ReadyBuffer(lambda admission: holdings.holds(admission.tenure))
         self._audit_due_s = 0.0
@@ -74,11 +78,11 @@ class Consumer(Service):
 
     @property
     def is_exhausted(self) -> bool:
-        """In a burst: all lanes were empty, and what was read before has been polled."""
+        """In a burst: all lanes were empty, and what was read before has its final word."""
         return self._has_seen_the_end and not len(self._ready)
 
     def statistics(self) -> ConsumerStatistics:
-        return ConsumerStatistics(len(self._ready), self._num_fetched)
+        return ConsumerStatistics(len(self._ready), self._num_fetched, self._quarantine.num_served)
 
     def _wake(self) -> None:
         self._ready.close()
@@ -104,15 +108,26 @@ class Consumer(Service):
         worker = self._lease.worker
         if self._audit_due_s <= time.monotonic():
             self._audit(worker)
+        if self._quarantine.is_due():
+            self._serve_quarantined(worker)
         room = self._ready.wait_for_room(len(FETCH_ORDER), timeout_s=BLOCK_S)
         if room < len(FETCH_ORDER) or self._stopping.is_set():
             return
-        deliveries = self._lanes.read(worker, room)
-        if not deliveries and self._is_bursting:
-            self._end_burst()
-        elif not deliveries:
-            deliveries = self._lanes.wait(worker, BLOCK_S)
+        deliveries = self._lanes.read(worker, room) or self._read_idly(worker)
         self._take(worker, deliveries)
+
+    def _read_idly(self, worker: str) -> list[Delivery]:
+        """Nothing waits: time for the quarantine lane, if nothing runs either; and then for whatever comes."""
+        if len(self._holdings):
+            return self._lanes.wait(worker, BLOCK_S)
+        num_left = self._serve_quarantined(worker)
+        if self._is_bursting and not num_left:
+            self._end_burst()
+            return []
+        return self._lanes.wait(worker, BLOCK_S)
+
+    def _serve_quarantined(self, worker: str) -> int:
+        return self._quarantine.serve(worker, lambda delivery: self._take(worker, [delivery]), stopping=self._stopping)
 
     def _take(self, worker: str, deliveries: Iterable[Delivery]) -> None:
         """Begin them, a few at a time, so that the first is ready before the last is read."""
@@ -123,9 +138,12 @@ class Consumer(Service):
                 self._num_fetched += 1
                 self._ready.put(admission)
 
-    def _audit(self, worker: str) -> None:
-        """Begin what was delivered to us and is not in memory: its delivery, or the reply to its begin, got lost."""
-        self._take(worker, self._lanes.history(worker))
+    def _audit(self, worker: str, lanes: Iterable[Lane] = FETCH_ORDER) -> None:
+        """Begin what was delivered to us and is not in memory: its delivery, or the reply to its begin, got lost.
+
+        The quarantine lane hands out again by itself what it handed out.
+        """
+        self._take(worker, self._lanes.history(worker, lanes))
         self._audit_due_s = time.monotonic() + AUDIT_INTERVAL_S
 
     def _end_burst(self) -> None:
@@ -138,7 +156,7 @@ class Consumer(Service):
         """After `stop`, when nothing runs any more: hand back what is still held, uncounted, and what got lost."""
         worker = self._lease.worker
         try:
-            self._audit(worker)
+            self._audit(worker, Lane)
             self._hand_back(worker, self._holdings.tenures())
         except (*OUTAGE, FencedError) as error:
             log.warning("%d requests are left to the takeover: %s", len(self._holdings), error)

@@ -21,6 +21,7 @@ class Holdings:
     def __init__(self, now_ms: Callable[[], float]) -> None:
         self._now_ms = now_ms
         self._lock = threading.Lock()
+        self._emptied = threading.Condition(self._lock)
         self._tenures: dict[str, Tenure] = {}
         self._fenced: list[str] = []
         self._endings: dict[str, Ending] = {}
@@ -48,6 +49,11 @@ class Holdings:
 
     def holds(self, tenure: Tenure) -> bool:
         return self._tenures.get(tenure.request_id) is tenure
+
+    def wait_empty(self, timeout_s: float) -> bool:
+        """Until nothing is held any more; False when the time is over before."""
+        with self._emptied:
+            return self._emptied.wait_for(lambda: not self._tenures, timeout=timeout_s)
 
     def entries(self) -> set[tuple[Lane, str]]:
         """Where on the lanes the held requests stand."""
@@ -109,4 +115,6 @@ class Holdings:
 
     def _forget(self, request_id: str) -> None:
         del self._tenures[request_id]
+        if not self._tenures:
+            self._emptied.notify_all()
         self._endings.pop(request_id, None)

@@ -1,6 +1,6 @@
 """Reading the lanes of one partition: order, fairness, waiting, and one's own history. Knows no job and no thread."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 from redis import Redis
@@ -44,9 +44,9 @@ class Lanes:
         """Block until any lane has an entry. COUNT is per stream, so up to one of each lane may come."""
         return self._read(worker, FETCH_ORDER, after=">", count=1, block_ms=int(timeout_s * 1000))
 
-    def history(self, worker: str) -> Iterator[Delivery]:
+    def history(self, worker: str, lanes: Iterable[Lane] = FETCH_ORDER) -> Iterator[Delivery]:
         """Entries delivered to this worker and never acked: those it runs, and those whose delivery got lost."""
-        for lane in Lane:
+        for lane in lanes:
             after = "0"
             while page := self._read(worker, [lane], after=after, count=HISTORY_PAGE):
                 yield from page

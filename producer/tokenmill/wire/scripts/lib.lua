@@ -72,6 +72,11 @@ local function enqueue(lane_key, id, group)
   return redis.call('XADD', lane_key, '*', 'id', id, 'group', group)
 end
 
+-- A request that runs alone for a reason waits alone again.
+local function lane_to_resume(job)
+  return job.lane == 'q' and 'q' or '0'
+end
+
 -- Acked and deleted: XLEN minus pending is the true backlog.
 local function drop_entry(lanes, lane, entry)
   redis.call('XACK', lanes[lane], GROUP, entry)

@@ -1,4 +1,4 @@
--- Queue requests whose not-before time has come.
+-- Queue requests whose not-before time has come, each in its own lane; a retried one's is the resume lane.
 -- KEYS not_before, lanes x5, then per request: job
 -- ARGV n, then per request: id
 

@@ -1,4 +1,5 @@
--- A draining worker hands jobs back, uncounted: to the resume lane, where what was told is kept and continued.
+-- A draining worker hands jobs back, uncounted: to the resume lane (a quarantined one to its own), where what was told
+-- is kept and continued.
 -- KEYS lanes x5, cancels, then per job: job
 -- ARGV worker, n, then per job: id, fence
 
@@ -11,7 +12,8 @@ local function release(job_key, id, fence)
   if not owns(job, worker, fence) then return 0 end
   drop_entry(lanes, job.lane, job.entry)
   redis.call('SREM', cancels, id)
-  redis.call('HSET', job_key, 'state', 'queued', 'worker', '', 'lane', '0', 'entry', enqueue(lanes['0'], id, job.group))
+  local lane = lane_to_resume(job)
+  redis.call('HSET', job_key, 'state', 'queued', 'worker', '', 'lane', lane, 'entry', enqueue(lanes[lane], id, job.group))
   redis.call('HINCRBY', job_key, 'handed_back', 1)
   return 1
 end

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenmill.wire.keys import (
+    BURST_HORIZON_MS,
     DEAD_MAXLEN,
     GROUP_TTL_S,
+    MAX_ALONE_CRASHES,
     MAX_CRASHES,
     MAX_DEPTH,
     MAX_JOBS_PER_CALL,
     RESULT_TTL_S,
+    RETRY_BACKOFF_MS,
     WORKER_INFO_TTL_MS,
     Keys,
     Lane,
@@ -31,8 +34,10 @@ from tokenmill.wire.store.values import (
     JobInfo,
     Publication,
     PublishReply,
+    Quarantined,
     QueueStatistics,
     Renewal,
+    RetryReply,
     Submission,
     SubmitReply,
 )
@@ -110,8 +115,23 @@ class Transitions:
             args += [*_deltas(job.deltas, job.epoch), *_fields(job.terminal.encode())]
         return _call("finish", keys, args, _finish_replies)
 
+    def quarantine(self, worker: str) -> Call[Quarantined]:
+        """One entry of the quarantine lane, unless one is at work already. FencedError: the worker has no lease."""
+        keys = [self.keys.workers, self.keys.lane(Lane.QUARANTINE), self.keys.not_before]
+        return _call("quarantine", keys, [worker, BURST_HORIZON_MS], _quarantined)
+
+    def retry(self, worker: str, held: Sequence[Held]) -> Call[list[RetryReply]]:
+        """Schedule running jobs anew, counted; one reply each. `exhausted`: nothing happened, it was tried enough."""
+        _check_count(held)
+        keys = [self.keys.not_before, self.keys.cancels(worker), *self._lanes()]
+        args: list[Argument] = [worker, len(RETRY_BACKOFF_MS), *RETRY_BACKOFF_MS, len(held)]
+        for job in held:
+            keys.append(self.keys.job(job.request_id))
+            args += [job.request_id, job.fence]
+        return _call("retry", keys, args, _retry_replies)
+
     def release(self, worker: str, held: Sequence[Held]) -> Call[int]:
-        """Hand jobs back to the resume lane, uncounted; how many it was. What is not ours any more is left alone."""
+        """Hand jobs back to be resumed, uncounted; how many it was. What is not ours any more is left alone."""
         _check_count(held)
         keys = [*self._lanes(), self.keys.cancels(worker), *(self.keys.job(job.request_id) for job in held)]
         args: list[Argument] = [worker, len(held)]
@@ -151,7 +171,7 @@ class Transitions:
         _check_count(claims)
         workers = [self.keys.workers, self.keys.dead_workers]
         keys = [*workers, self.keys.deadlines, self.keys.not_before, self.keys.dead, *self._lanes()]
-        args: list[Argument] = [reaper, dead, GROUP_TTL_S, DEAD_MAXLEN, MAX_CRASHES, len(claims)]
+        args: list[Argument] = [reaper, dead, GROUP_TTL_S, DEAD_MAXLEN, MAX_CRASHES, MAX_ALONE_CRASHES, len(claims)]
         for claim in claims:
             keys += self._job(claim.request_id, claim.group)
             args += _claim(claim)
@@ -295,3 +315,16 @@ def _finish_replies(replies: Sequence[tuple[Any, int]]) -> list[FinishReply]:
 
 def _finish_reply(status: Any, published: int) -> FinishReply:
     return FinishReply(status, published)
+
+
+def _quarantined(reply: tuple[Sequence[Any], int]) -> Quarantined:
+    streams, num_left = reply
+    for _, entries in streams:
+        for entry_id, flat in entries:
+            fields = dict(zip((flat or [])[::2], (flat or [])[1::2], strict=True))  # none: deleted while pending
+            return Quarantined(Delivery(Lane.QUARANTINE, _text(entry_id), fields), num_left)
+    return Quarantined(None, num_left)
+
+
+def _retry_replies(replies: Sequence[bytes]) -> list[Any]:
+    return [_text(status) for status in replies]

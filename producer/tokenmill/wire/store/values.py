@@ -165,9 +165,20 @@ class FinishReply:
     published: int = 0
 
 
+RetryReply = Literal["ok", "exhausted", "fenced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """What the quarantine lane has for a worker. `num_left`: entries there, this one included, and retries to come."""
+
+    delivery: Delivery | None
+    num_left: int
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A job that a draining worker hands back."""
+    """A job that a worker hands back, on its way out or because the engine failed on it."""
 
     request_id: str
     fence: int

@@ -1,0 +1,66 @@
+"""The quarantine lane: requests under which workers died, each of them alone in the engine. Knows no engine.
+
+Whoever crashes alone is guilty; who was only near it finishes here.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from tokenmill.wire.store import Delivery, Store, Transitions
+
+from tokenmill_worker.queue.holdings import Holdings
+
+PATIENCE_S = 30.0  # so long may a busy queue keep the quarantine lane waiting
+TURN_SHARE = 3  # and for a third of that time may the quarantine lane then keep the queue waiting
+LOOK_S = 0.2  # at most so long is a wait deaf to a stop
+
+
+class Quarantine:
+    """The reader's turns with the lane. `take` begins a delivery: it is held then, or settled."""
+
+    def __init__(
+        self,
+        store: Store,
+        transitions: Transitions,
+        holdings: Holdings,
+        *,
+        patience_s: float = PATIENCE_S,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._transitions = transitions
+        self._holdings = holdings
+        self._patience_s = patience_s
+        self._now_s = now_s
+        self._due_s = now_s() + patience_s
+        self.num_served = 0
+
+    def is_due(self) -> bool:
+        """Waited long enough, however busy the engine is."""
+        return self._now_s() >= self._due_s
+
+    def serve(self, worker: str, take: Callable[[Delivery], None], *, stopping: threading.Event) -> int:
+        """One request after the other, each alone, for a turn; returns how much is left to come.
+
+        The engine is left to run empty only when there is one to serve: it is ours by then, so that no other worker
+        waits for it too. Whatever is not begun goes back to the lane, uncounted, should this worker die meanwhile.
+        """
+        end_s = self._now_s() + self._patience_s / TURN_SHARE
+        while True:
+            found = self._store.run(self._transitions.quarantine(worker))
+            if found.delivery is None or not self._wait_until_alone(stopping):
+                break
+            take(found.delivery)
+            self.num_served += 1
+            if not self._wait_until_alone(stopping) or self._now_s() >= end_s:
+                break
+        self._due_s = self._now_s() + self._patience_s
+        return found.num_left
+
+    def _wait_until_alone(self, stopping: threading.Event) -> bool:
+        """Nothing is held any more, so nothing runs. False: stopped before."""
+        while not stopping.is_set():
+            if self._holdings.wait_empty(LOOK_S):
+                return True
+        return False

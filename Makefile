@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,bulk,gateway,embedded,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types unit verify bench images-check clean
+.PHONY: help demo test lint types unit acceptance verify bench images-check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -29,6 +29,9 @@ unit: $(READY)
 
 verify: $(READY) ## the engine's tokens against generate(), on the real model (about ten minutes)
 	$(BIN)/python -m tests.verify
+
+acceptance: $(READY) ## the acceptance scenarios in full, with their figures (about ten minutes)
+	$(BIN)/pytest tests/acceptance -m slow -s
 
 bench: $(READY) ## the bare engine beside the same work through the queue
 	$(BIN)/python -m benchmarks.through_queue

@@ -11,11 +11,16 @@ from tests.support.waiting import wait_until
 TTL_S = 0.0  # every server is older than twice that
 
 
+def stopped_clock() -> float:
+    """Nothing is late by it."""
+    return 0.0
+
+
 @pytest.fixture
 def reaper(bench: Bench) -> Reaper:
     """Of a live worker `me` that renewed itself often enough."""
     bench.store.run(bench.transitions.register("me", {}, 60_000))
-    trusted = Reaper(bench.store, bench.transitions, ttl_s=TTL_S)
+    trusted = Reaper(bench.store, bench.transitions, ttl_s=TTL_S, now_s=stopped_clock)
     for _ in range(GOOD_RENEWALS):
         trusted.trust()
     return trusted
@@ -52,7 +57,7 @@ def test_a_live_worker_is_left_alone(bench: Bench, reaper: Reaper) -> None:
 
 
 def test_nobody_is_judged_before_two_renewals_of_ones_own(bench: Bench, dead: str) -> None:
-    fresh = Reaper(bench.store, bench.transitions, ttl_s=TTL_S)
+    fresh = Reaper(bench.store, bench.transitions, ttl_s=TTL_S, now_s=stopped_clock)
     fresh.trust()
     fresh.reap_one("me")
     assert dead in bench.workers()
@@ -62,6 +67,20 @@ def test_an_outage_makes_the_judge_wait_again(bench: Bench, reaper: Reaper, dead
     reaper.distrust()
     reaper.reap_one("me")
     assert dead in bench.workers()
+
+
+def test_who_was_late_himself_does_not_judge_others_until_he_renewed_twice_in_time(bench: Bench, dead: str) -> None:
+    """A server that hung, and answers in the end, gives no error; but no lease was renewed meanwhile."""
+    bench.store.run(bench.transitions.register("me", {}, 60_000))
+    now_s = [0.0]
+    late = Reaper(bench.store, bench.transitions, ttl_s=0.3, now_s=lambda: now_s[0])
+    wait_until(lambda: bench.server.info("server")["uptime_in_seconds"] >= 1, description="it is no young server")
+    for now_s[0], is_judged in ((0.1, False), (0.2, False), (0.5, False), (0.6, True)):
+        late.trust()
+        if now_s[0] == 0.2:
+            now_s[0] = 0.41  # the look itself takes so long
+        late.reap_one("me")
+        assert (dead not in bench.workers()) is is_judged
 
 
 def test_nobody_is_judged_on_a_server_that_has_just_started(bench: Bench, dead: str) -> None:

@@ -1,5 +1,6 @@
 """Reading the lanes of one partition: order, fairness, waiting, and one's own history. Knows no job and no thread."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
@@ -10,6 +11,8 @@ from tokenmill.wire.store import Delivery
 
 FAIR_PASS = 16  # every so many passes the lowest lane comes first, so that a flood above cannot starve it
 HISTORY_PAGE = 100  # entries of one's own history in one reply
+
+log = logging.getLogger(__name__)
 
 _Reply = list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]
 
@@ -70,6 +73,7 @@ class Lanes:
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
+            log.warning("the server lost its data, or the consumer groups were destroyed: they are made again")
             self.create_groups()  # the server lost the group, or somebody destroyed it; the next read finds it
             return []
         return [

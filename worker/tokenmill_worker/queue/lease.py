@@ -22,8 +22,8 @@ from tokenmill_worker.queue.service import Service
 from tokenmill_worker.queue.stall import StallWatch
 
 RENEWALS_PER_TTL = 3  # two may get lost before the lease does
-REAPS_PER_TTL = 2
-HOUSEKEEPING_S = 1.0  # statistics shown, passed deadlines swept
+REAPS_PER_TTL = 2  # at least; a takeover shall come when a lease ends, not up to half a lease later
+HOUSEKEEPING_S = 1.0  # statistics shown, passed deadlines swept, the dead looked for
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Lease(Service):
         self._duties = [
             self._renewal,
             _Duty(HOUSEKEEPING_S, self._keep_house),
-            _Duty(ttl_s / REAPS_PER_TTL, self._reap),
+            _Duty(min(ttl_s / REAPS_PER_TTL, HOUSEKEEPING_S), self._reap),
         ]
 
     def start(self) -> None:
@@ -157,12 +157,18 @@ class Lease(Service):
 
     def _start_over(self) -> None:
         """The lease ran out, or the server forgot it: all that was held belongs to others. Begin as somebody new."""
-        log.warning("%s lost its lease: %d requests are dropped here", self.worker, len(self._holdings))
+        before, num_dropped = self.worker, len(self._holdings)
         self._num_fenced += 1
         self._reaper.distrust()
         self._holdings.fence_all()
         self.worker = fresh_name()
         self._register()
+        log.warning(
+            "%s lost its lease, to a takeover or with the server's data: %d requests dropped, it goes on as %s",
+            before,
+            num_dropped,
+            self.worker,
+        )
 
     def _register(self) -> None:
         self._store.run(self._transitions.register(self.worker, dict(self._describe()), self._ttl_ms))

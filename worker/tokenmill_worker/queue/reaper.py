@@ -1,7 +1,8 @@
 """Taking over what dead workers held, and settling what waited too long. Knows no lease of its own and no engine."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from tokenmill.wire.errors import DecodeError, InvalidRequestError
 from tokenmill.wire.store import Claim, Delivery, Store, Transitions
@@ -10,6 +11,7 @@ from tokenmill_worker.queue.burial import burial
 
 GOOD_RENEWALS = 2  # of one's own, before others are judged: after an outage every lease looks dead at once
 UPTIME_IN_TTLS = 2  # so long a server must be up, that every live worker has had the time to renew
+STALE_IN_TTLS = 2 / 3  # with one's own renewal that old, others have had no chance to renew either
 MAX_ROUNDS = 10  # of MAX_JOBS_PER_CALL entries, in one go: the rest waits for the next turn
 
 log = logging.getLogger(__name__)
@@ -18,15 +20,22 @@ log = logging.getLogger(__name__)
 class Reaper:
     """One dead worker a turn; every step is safe to repeat, also by another reaper, also after the reaper's death."""
 
-    def __init__(self, store: Store, transitions: Transitions, *, ttl_s: float) -> None:
+    def __init__(
+        self, store: Store, transitions: Transitions, *, ttl_s: float, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._transitions = transitions
         self._ttl_s = ttl_s
+        self._now_s = now_s
+        self._renewed_at_s = now_s()
         self._num_good_renewals = 0
         self.num_reaped = 0
 
     def trust(self) -> None:
-        """One's own lease was renewed: what one sees of others' leases is worth that much more."""
+        """One's own lease was renewed, in time: what one sees of others' leases is worth that much more."""
+        if self._is_stale():
+            self._num_good_renewals = 0
+        self._renewed_at_s = self._now_s()
         self._num_good_renewals += 1
 
     def distrust(self) -> None:
@@ -41,7 +50,7 @@ class Reaper:
         if self._num_good_renewals < GOOD_RENEWALS or self._uptime_s() < UPTIME_IN_TTLS * self._ttl_s:
             return
         others = [name for name in self._store.run(self._transitions.find_dead()) if name != reaper]
-        if others:
+        if others and not self._is_stale():  # the answer may have been long in coming
             self._take_over(reaper, others[0])
 
     def _take_over(self, reaper: str, dead: str) -> None:
@@ -64,6 +73,10 @@ class Reaper:
                 yield delivery.claim()
             except (DecodeError, InvalidRequestError) as error:
                 self._store.run(burial(self._transitions, dead, delivery, error))
+
+    def _is_stale(self) -> bool:
+        """A server that hung makes every lease look dead, and no error tells of it when it answers after all."""
+        return self._now_s() - self._renewed_at_s > STALE_IN_TTLS * self._ttl_s
 
     def _uptime_s(self) -> float:
         return float(self._store.client.info("server")["uptime_in_seconds"])

@@ -8,18 +8,20 @@ local deadlines, not_before, cancels, lanes = key(), key(), key(), lane_keys()
 local worker, group_ttl_s, count = arg(), arg(), tonumber(arg())
 local now = now_ms()
 local replies = {}
+local FIELDS = {'fence', 'worker', 'lane', 'entry', 'epoch', 'published', 'cancel', 'group', 'result_ttl_s',
+  'deadline_ms', 'first_token_ms'}
 
 local function finish(keys, id, fence, epoch, group, state, num_tokens, deltas, terminal)
-  local job = read_job(keys.job)
+  local job = read_fields(keys.job, FIELDS)
   if job and FINAL[job.state] and job.worker == worker and job.fence == fence then return {'ok', job.published} end
   if not owns(job, worker, fence) or job.epoch ~= epoch then return {'fenced', 0} end
   if job.group ~= group then return wrong_group(id) end
   local fresh, published = plan_deltas(job.published, deltas)
   if not fresh or (num_tokens ~= '' and tonumber(num_tokens) ~= published) then return {'gap', job.published} end
   drop_entry(lanes, job.lane, job.entry)
-  redis.call('SREM', cancels, id)
-  append_deltas(keys, job, fresh, published, now)
-  settle(keys, id, job, state, terminal, now, deadlines, not_before, group_ttl_s)
+  if job.cancel == '1' then redis.call('SREM', cancels, id) end
+  local told = {append_deltas(keys, job, fresh, published, now)}
+  settle(keys, id, job, state, terminal, now, deadlines, not_before, group_ttl_s, unpack(told))
   return {'ok', published}
 end
 

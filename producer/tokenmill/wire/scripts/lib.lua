@@ -6,7 +6,8 @@ local GROUP = 'w'
 local VERSION = '1'
 local LANES = {'0', '1', '2', '3', 'q'}
 local FINAL = {done = true, failed = true, cancelled = true, expired = true, dead = true}
-local JOB_FIELDS = {'state', 'fence', 'worker', 'lane', 'entry', 'published', 'epoch', 'group', 'result_ttl_s',
+local NUMBERS = {published = true, epoch = true, accepted_ms = true, crashed = true, base = true}
+local JOB_FIELDS = {'fence', 'worker', 'lane', 'entry', 'published', 'epoch', 'group', 'result_ttl_s',
   'deadline_ms', 'cancel', 'digest', 'accepted_ms', 'started_ms', 'first_token_ms', 'fingerprint', 'crashed', 'base'}
 
 local next_key, next_arg = 0, 0
@@ -21,10 +22,15 @@ local function arg()
   return ARGV[next_arg]
 end
 
+-- Where in ARGV the names and values of an entry's fields stand: first and last index.
+local function span_arg()
+  local first = next_arg + 2
+  next_arg = next_arg + 1 + 2 * tonumber(ARGV[next_arg + 1])
+  return first, next_arg
+end
+
 local function fields_arg()
-  local fields = {}
-  for i = 1, 2 * tonumber(arg()) do fields[i] = arg() end
-  return fields
+  return {unpack(ARGV, span_arg())}
 end
 
 local function lane_keys()
@@ -46,16 +52,23 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- The job's hash without its body, numbers as numbers, fence as the string it is; nil when there is none.
-local function read_job(job_key)
-  local values = redis.call('HMGET', job_key, unpack(JOB_FIELDS))
+-- Fields of the job's hash, numbers as numbers, fence as the string it is; nil when there is no job. Whoever is called
+-- for every token reads no more than it needs.
+local function read_fields(job_key, names)
+  local values = redis.call('HMGET', job_key, 'state', unpack(names))
   if not values[1] then return nil end
-  local job = {}
-  for i, name in ipairs(JOB_FIELDS) do job[name] = values[i] or '' end
-  for _, name in ipairs({'published', 'epoch', 'accepted_ms', 'crashed', 'base'}) do
-    job[name] = tonumber(job[name]) or 0
+  local job = {state = values[1]}
+  for i, name in ipairs(names) do
+    local value = values[i + 1] or ''
+    if NUMBERS[name] then value = tonumber(value) or 0 end
+    job[name] = value
   end
   return job
+end
+
+-- The job's hash without its body.
+local function read_job(job_key)
+  return read_fields(job_key, JOB_FIELDS)
 end
 
 local function owns(job, worker, fence)
@@ -144,25 +157,30 @@ end
 local function deltas_arg()
   local deltas = {}
   for i = 1, tonumber(arg()) do
-    deltas[i] = {offset = tonumber(arg()), last = tonumber(arg()), id = arg(), fields = fields_arg()}
+    local delta = {offset = tonumber(arg()), last = tonumber(arg()), id = arg()}
+    delta.first_arg, delta.last_arg = span_arg()
+    deltas[i] = delta
   end
   return deltas
 end
 
+-- What the hash must say of it is returned, for the caller to write with what else it has to say.
 local function append_deltas(keys, job, fresh, published, now)
-  if #fresh == 0 then return end
-  for _, delta in ipairs(fresh) do redis.call('XADD', keys.result, delta.id, unpack(delta.fields)) end
-  redis.call('HSET', keys.job, 'published', integer(published))
-  if job.first_token_ms == '' then redis.call('HSET', keys.job, 'first_token_ms', integer(now)) end
+  for _, delta in ipairs(fresh) do
+    redis.call('XADD', keys.result, delta.id, unpack(ARGV, delta.first_arg, delta.last_arg))
+  end
   job.published = published
+  if job.first_token_ms ~= '' or #fresh == 0 then return 'published', integer(published) end
+  return 'published', integer(published), 'first_token_ms', integer(now)
 end
 
--- The final word and all that follows from it. The caller has seen that the job is not final.
-local function settle(keys, id, job, state, fields, now, deadlines, not_before, group_ttl_s)
-  redis.call('ZREM', deadlines, id)
-  redis.call('ZREM', not_before, id)
+-- The final word and all that follows from it. The caller has seen that the job is not final; what else is to be written
+-- into its hash comes last.
+local function settle(keys, id, job, state, fields, now, deadlines, not_before, group_ttl_s, ...)
+  if job.deadline_ms ~= '' then redis.call('ZREM', deadlines, id) end
+  if job.state == 'scheduled' then redis.call('ZREM', not_before, id) end
   redis.call('XADD', keys.result, stream_id(job, '-1'), unpack(fields))
-  redis.call('HSET', keys.job, 'state', state, 'finished_ms', integer(now))
+  redis.call('HSET', keys.job, 'state', state, 'finished_ms', integer(now), ...)
   if job.group ~= '' then
     count_in_group(keys, job.group, state, group_ttl_s)
     redis.call('XADD', keys.group_done, '*', 'id', id, 'state', state)

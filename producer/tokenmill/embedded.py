@@ -57,9 +57,9 @@ def embedded_server(*, data_dir: Path | None = None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def start_embedded(*, data_dir: Path | None = None) -> Iterator[EmbeddedServer]:
-    """As `embedded_server`, for who wants to know more than one URL."""
-    binary = find_server()
+def start_embedded(*, data_dir: Path | None = None, binary: Path | None = None) -> Iterator[EmbeddedServer]:
+    """As `embedded_server`, for who wants to know more than one URL, or has a server's binary of their own."""
+    binary = binary or find_server()
     run_dir = Path(tempfile.mkdtemp(prefix="tokenmill-"))  # private (0700), and short enough for a socket path
     try:
         server = _describe(run_dir, data_dir)

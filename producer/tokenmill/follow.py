@@ -114,7 +114,7 @@ class Follower:
         self._timeout_s = timeout_s
         self._clock = clock
         self._started_s = clock()
-        self._outage = _Outage(clock)
+        self._outage = _Outage(clock, has_answered=is_known)
 
     @property
     def completion(self) -> Completion | None:
@@ -128,6 +128,7 @@ class Follower:
                 if delta is not None:
                     yield delta
             self._is_over = self._reader.completion is not None
+            self._is_known |= bool(entries)
             if not entries:
                 yield from self._look_at_job()
                 self._check_time()
@@ -224,9 +225,9 @@ class Follower:
 class _Outage:
     """Waits that double; a server that never answered is not waited for."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], *, has_answered: bool) -> None:
         self._clock = clock
-        self._has_answered = False
+        self._has_answered = has_answered
         self._since_s: float | None = None
         self._pause_s = 0.05
 

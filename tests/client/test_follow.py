@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from tokenmill.follow import OUTAGE_S, Follower, Pause, Read, Seats
-from tokenmill.wire.errors import UnavailableError
+from tokenmill.wire.errors import JobLostError, UnavailableError
 from tokenmill.wire.keys import Keys
 from tokenmill.wire.messages import Delta, Entry
 
@@ -28,8 +28,8 @@ def streams(*entries: tuple[str, Entry]) -> list[Any]:
     return [[(b"key", found)]]
 
 
-def follow(clock: Clock, **more: Any) -> Follower:
-    return Follower(Keys(), "q-1", is_known=True, clock=clock, **more)
+def follow(clock: Clock, *, is_known: bool = True, **more: Any) -> Follower:
+    return Follower(Keys(), "q-1", is_known=is_known, clock=clock, **more)
 
 
 def last_read(effect: object) -> str:
@@ -38,10 +38,26 @@ def last_read(effect: object) -> str:
 
 
 def test_a_server_that_never_answered_is_not_waited_for() -> None:
-    steps = follow(Clock()).steps()
+    steps = follow(Clock(), is_known=False).steps()
     next(steps)
     with pytest.raises(UnavailableError):
         steps.send(AWAY)
+
+
+def test_a_server_that_took_the_request_is_waited_for_from_the_first_read_on() -> None:
+    steps = follow(Clock()).steps()
+    next(steps)
+    assert isinstance(steps.send(AWAY), Pause)
+
+
+def test_a_request_of_which_something_was_read_is_lost_when_it_is_gone() -> None:
+    steps = follow(Clock(), is_known=False).steps()
+    next(steps)
+    steps.send(streams(("1-0", delta(0, "a", 1))))
+    next(steps)
+    steps.send([None])
+    with pytest.raises(JobLostError):
+        steps.send([None, []])
 
 
 def test_an_outage_is_waited_out_in_doubling_pauses_and_reading_goes_on_after_the_last_entry() -> None:

@@ -7,15 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import redis
-from tokenmill.embedded import EmbeddedServer, start_embedded
+from tokenmill.embedded import EmbeddedServer, find_server, start_embedded
 
 from tests.support.waiting import wait_until
+
+SERVER_VARIABLE = "TOKENMILL_TEST_SERVER"  # the binary that tests start, where it shall not be the embedded one
+
+
+def find_test_server() -> Path:
+    named = os.environ.get(SERVER_VARIABLE)
+    return Path(named) if named else find_server()
 
 
 @contextlib.contextmanager
 def running_server(*, data_dir: Path | None = None) -> Iterator[EmbeddedServer]:
     """A server of one's own, for tests that stop, pause or fill it."""
-    with start_embedded(data_dir=data_dir) as server:
+    with start_embedded(data_dir=data_dir, binary=find_test_server()) as server:
         yield server
 
 

@@ -102,10 +102,11 @@ class Client:
     """A queue, for producers that block. Threads may share it. Nothing is sent before the first call."""
 
     def __init__(self, url: str | None = None, queue: str = "default") -> None:
-        """`url`: redis://, rediss:// or unix://; else TOKENMILL_REDIS_URL, else the local server."""
+        """`url`: else TOKENMILL_REDIS_URL, else the local server. wire/store/routes.py lists the forms."""
         self._core = _Core(url, queue)
-        self._store = Store(connect(self._core.url))
-        self._readers = Store(connect(self._core.url, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
+        url, key = self._core.url, self._core.keys.tag
+        self._store = Store(connect(url, key=key))
+        self._readers = Store(connect(url, key=key, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
 
     def submit(self, prompt: str | Sequence[int] | None = None, **fields: Unpack[RequestFields]) -> "Job":
         """Enqueue one request; returns when the server has it.
@@ -223,8 +224,9 @@ class AsyncClient:
 
     def __init__(self, url: str | None = None, queue: str = "default") -> None:
         self._core = _Core(url, queue)
-        self._store = AsyncStore(connect_async(self._core.url))
-        self._readers = AsyncStore(connect_async(self._core.url, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
+        url, key = self._core.url, self._core.keys.tag
+        self._store = AsyncStore(connect_async(url, key=key))
+        self._readers = AsyncStore(connect_async(url, key=key, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
 
     async def submit(self, prompt: str | Sequence[int] | None = None, **fields: Unpack[RequestFields]) -> "AsyncJob":
         return (await self.submit_many([{"prompt": prompt, **fields}]))[0]

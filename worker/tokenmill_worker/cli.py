@@ -45,7 +45,12 @@ log = logging.getLogger("tokenmill_worker")
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML; see configs/worker.toml.")
 @click.option("--model", metavar="M", help="Hub id, local folder, GGUF file, smollm2, or echo (a fake model).")
-@click.option("--redis", "redis_url", metavar="URL", help="redis://, rediss://, unix://, or embedded.")
+@click.option(
+    "--redis",
+    "redis_url",
+    metavar="URL",
+    help="redis[s][+sentinel|+cluster]://, unix://, or embedded.",
+)
 @click.option("--queue", metavar="NAME", help="The queue's name.")
 @click.option("--burst", is_flag=True, default=None, help="End when the queue is empty.")
 @click.option("--dtype", metavar="D", help="auto, bfloat16, float16 or float32.")
@@ -102,15 +107,16 @@ def assemble(
     transitions = Transitions(keys)
     clock = ServerClock()
     holdings = Holdings(clock.now_ms)
-    reading = connect(url, block_s=BLOCK_S, retries=0)  # a reply lost behind our back would not be audited
+    # No retries: a reply lost behind our back would not be audited.
+    reading = connect(url, key=keys.tag, block_s=BLOCK_S, retries=0)
     publisher = Publisher(
-        ServerPost(Store(connect(url, retries=0)), transitions),
+        ServerPost(Store(connect(url, key=keys.tag, retries=0)), transitions),
         holdings,
         now_ms=clock.now_ms,
         settle_timeout_s=settings.lease_ttl_s,
     )
     lease = Lease(
-        Store(connect(url, retries=0)),
+        Store(connect(url, key=keys.tag, retries=0)),
         transitions,
         holdings,
         ttl_s=settings.lease_ttl_s,

@@ -28,7 +28,8 @@ class WorkerSettings(BaseSettings):
     model: str = Field("smollm2", description="hub id, local folder, GGUF file, `smollm2`, or `echo` (a fake model)")
     served_model_name: str | None = Field(None, description="a further name that requests may ask for")
     redis_url: str = Field(
-        DEFAULT_URL, description="redis://, rediss:// or unix://; `embedded` starts a server of its own"
+        DEFAULT_URL,
+        description="redis[s]://, unix://, redis[s]+sentinel:// or redis[s]+cluster://; `embedded` starts a server",
     )
     queue: str = Field("default", pattern=r"^[A-Za-z0-9._~-]{1,100}$", description="one queue serves one model")
 

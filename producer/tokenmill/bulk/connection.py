@@ -10,13 +10,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
+from redis.exceptions import ResponseError
+
 from tokenmill.bulk.planner import OutgoingRow
 from tokenmill.bulk.run import Answer, SendStatus
 from tokenmill.reader import ResultReader
 from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.keys import MAX_JOBS_PER_CALL, PRIORITY_LANES, Keys
 from tokenmill.wire.messages import Completion
-from tokenmill.wire.store import Command, Store, Submission, SubmitReply, Transitions, connect
+from tokenmill.wire.store import Command, Store, Submission, SubmitReply, Transitions, checked, connect
 
 T = TypeVar("T")
 
@@ -37,7 +39,7 @@ class QueueConnection:
     ) -> None:
         self._keys = Keys(queue)
         self._transitions = Transitions(self._keys)
-        self._store = Store(connect(url, block_s=SILENCE_S))
+        self._store = Store(connect(url, key=self._keys.tag, block_s=SILENCE_S))
         self._fan_in = self._keys.group_done(group)
         self._on_idle = on_idle
         self._in_flight: dict[str, OutgoingRow] = {}
@@ -134,11 +136,12 @@ class QueueConnection:
         return self._ask_all([command])[0]
 
     def _ask_all(self, commands: Sequence[Command]) -> list[Any]:
-        replies = self._patiently(lambda: self._store.send(commands)) if commands else []
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise UnavailableError(f"the server refuses: {reply}") from reply
-        return replies
+        if not commands:
+            return []
+        try:
+            return self._patiently(lambda: [checked(reply) for reply in self._store.send(commands)])
+        except ResponseError as error:
+            raise UnavailableError(f"the server refuses: {error}") from error
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Tries again while the server is away, for a restart's time; what we send may be sent twice."""

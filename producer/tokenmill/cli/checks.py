@@ -10,16 +10,19 @@ from typing import Literal
 
 import redis
 
-from tokenmill.wire.keys import PREFIX
-from tokenmill.wire.store import hide_password
+from tokenmill.wire.errors import TokenmillError
+from tokenmill.wire.keys import PREFIX, Keys
+from tokenmill.wire.store import connect, hide_password
 
 Status = Literal["ok", "warning", "broken"]
 Info = Mapping[str, object]
 
 OLDEST = {"redis": (6, 2), "valkey": (7, 2)}
-TIMEOUT_S = 5.0
 PROBE_TTL_MS = 60_000  # of the permission check's key, were its removal to fail
-LEAST_ACL = f"~{PREFIX}* +@stream +@hash +@sortedset +@set +@keyspace +@scripting +@connection +@transaction +info"
+LEAST_ACL = (
+    f"~{PREFIX}* +@stream +@hash +@sortedset +@set +@connection +del +exists +expire +pexpire +eval +evalsha +time "
+    "+wait +info +cluster|slots"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,9 @@ class Finding:
 def look_at_server(url: str, queue: str) -> Iterator[Finding]:
     """Reachability first; the rest only when there is a server to ask."""
     try:
-        server = redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+        server = connect(url, key=Keys(queue).tag)
         server.ping()
-    except (redis.RedisError, OSError, ValueError) as error:
+    except (redis.RedisError, TokenmillError, OSError, ValueError) as error:
         advice = "start one, or say where it is: --redis URL or TOKENMILL_REDIS_URL"
         yield Finding("server", "broken", f"{hide_password(url)}: {error}", advice)
         return

@@ -17,7 +17,7 @@ redis_option = click.option(
     default=DEFAULT_URL,
     show_default=True,
     show_envvar=True,
-    help="Redis or Valkey: redis://, rediss:// or unix://",
+    help="Redis or Valkey: redis[s]://, unix://, redis[s]+sentinel:// or redis[s]+cluster://",
 )
 queue_option = click.option(
     "--queue",

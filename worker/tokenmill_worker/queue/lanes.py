@@ -7,7 +7,7 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import ResponseError
 from tokenmill.wire.keys import FETCH_ORDER, GROUP, Keys, Lane
-from tokenmill.wire.store import Delivery
+from tokenmill.wire.store import Delivery, translate
 
 FAIR_PASS = 16  # every so many passes the lowest lane comes first, so that a flood above cannot starve it
 HISTORY_PAGE = 100  # entries of one's own history in one reply
@@ -33,7 +33,7 @@ class Lanes:
                 self._redis.xgroup_create(self._keys.lane(lane), GROUP, id="0", mkstream=True)
             except ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
-                    raise
+                    raise translate(error) from error
 
     def read(self, worker: str, count: int) -> list[Delivery]:
         """Up to `count` entries that nobody has, from the first lane on; returns at once."""
@@ -72,7 +72,7 @@ class Lanes:
             )
         except ResponseError as error:
             if "NOGROUP" not in str(error):
-                raise
+                raise translate(error) from error
             log.warning("the server lost its data, or the consumer groups were destroyed: they are made again")
             self.create_groups()  # the server lost the group, or somebody destroyed it; the next read finds it
             return []

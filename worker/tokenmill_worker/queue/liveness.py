@@ -28,8 +28,9 @@ def main() -> int:
     """Looks where the environment says that the worker works."""
     try:
         settings = WorkerSettings.read(None, {})
-        with connect(settings.redis_url, retries=0) as client:
-            leases = leases_of(socket.gethostname(), client, Keys(settings.queue))
+        keys = Keys(settings.queue)
+        with connect(settings.redis_url, key=keys.tag, retries=0) as client:
+            leases = leases_of(socket.gethostname(), client, keys)
     except (SettingsError, TokenmillError, redis.RedisError) as error:
         sys.stdout.write(f"cannot tell: {error}\n")
         return 1

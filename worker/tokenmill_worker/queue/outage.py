@@ -2,32 +2,15 @@
 
 import threading
 
-from redis.exceptions import (
-    ClusterDownError,
-    ConnectionError,
-    MasterDownError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    TimeoutError,
-    TryAgainError,
-)
+from redis.exceptions import OutOfMemoryError, TimeoutError
 from tokenmill.wire.errors import QueueBusyError, UnavailableError
+from tokenmill.wire.store import PASSING
 
 ANSWER_TIMEOUT_S = 6.0  # a call that got no answer has raised by then (tokenmill.wire.store.connect, and a BLOCK)
 
-# The server is away, loading, promoting, or full: nothing is wrong with what we asked, so we ask again. The first two
-# are what a transition raises, the others what a plain command does (a loading server's error is a ConnectionError).
-OUTAGE = (
-    UnavailableError,
-    QueueBusyError,
-    ConnectionError,
-    TimeoutError,
-    ReadOnlyError,
-    ClusterDownError,
-    MasterDownError,
-    TryAgainError,
-    OutOfMemoryError,
-)
+# The server is away, loading, promoting, moving, or full: nothing is wrong with what we asked, so we ask again. The
+# first two are what a transition raises, the others what a plain command does.
+OUTAGE = (UnavailableError, QueueBusyError, TimeoutError, OutOfMemoryError, *PASSING)
 
 
 class Backoff:

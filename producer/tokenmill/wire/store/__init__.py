@@ -1,8 +1,10 @@
 """Typed calls of the scripts: how a transition is built and run. The one place that speaks to the server."""
 
-from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Script, Steps, checked
-from tokenmill.wire.store.connection import DEFAULT_URL, connect, connect_async, hide_password
+from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Script, Steps, checked, translate
+from tokenmill.wire.store.connection import DEFAULT_URL, connect, connect_async
+from tokenmill.wire.store.faults import PASSING
 from tokenmill.wire.store.procedures import CancelReply
+from tokenmill.wire.store.routes import hide_password
 from tokenmill.wire.store.runner import AsyncStore, Store
 from tokenmill.wire.store.transitions import Transitions
 from tokenmill.wire.store.values import (
@@ -27,6 +29,7 @@ from tokenmill.wire.store.values import (
 
 __all__ = [
     "DEFAULT_URL",
+    "PASSING",
     "AsyncStore",
     "BeginReply",
     "Call",
@@ -58,4 +61,5 @@ __all__ = [
     "connect",
     "connect_async",
     "hide_password",
+    "translate",
 ]

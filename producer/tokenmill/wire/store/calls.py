@@ -11,20 +11,10 @@ from functools import cache, cached_property
 from importlib import resources
 from typing import Any, Generic, Protocol, TypeVar
 
-from redis.exceptions import (
-    BusyLoadingError,
-    ClusterDownError,
-    ConnectionError,
-    MasterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import MovedError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
 
 from tokenmill.wire.errors import FencedError, QueueBusyError, UnavailableError
+from tokenmill.wire.store.faults import is_passing
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -32,8 +22,6 @@ T_co = TypeVar("T_co", covariant=True)
 Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
 Steps = Generator[Sequence[Command], list[Any], T]
-
-_PASSING = (BusyLoadingError, ClusterDownError, ConnectionError, MasterDownError, ReadOnlyError, TryAgainError)
 
 
 class Operation(Protocol[T_co]):
@@ -120,7 +108,12 @@ def translate(error: Exception) -> Exception:
     """The error of ours for one of the server's; one that is a bug of ours stays as it is."""
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error):
         return QueueBusyError("the server is at its memory limit; try again later", retry_after_s=1.0)
-    if isinstance(error, _PASSING):
+    if isinstance(error, MovedError):
+        return UnavailableError(
+            f"this node of a cluster does not serve the queue ({error}): a URL redis+cluster://host:port finds the "
+            "one that does"
+        )
+    if is_passing(error):
         return UnavailableError(f"the server cannot answer now: {error}")
     if isinstance(error, ResponseError) and "FENCED" in str(error):
         return FencedError(str(error))

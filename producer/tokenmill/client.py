@@ -21,13 +21,14 @@ from tokenmill.wire.errors import (
     UnavailableError,
     UnknownRequestError,
 )
-from tokenmill.wire.keys import MAX_JOBS_PER_CALL, PRIORITY_LANES, Keys
-from tokenmill.wire.messages import Completion, Delta, JobState, Priority, Request, SamplingParams, check_request_id
+from tokenmill.wire.keys import MAX_JOBS_PER_CALL, Keys
+from tokenmill.wire.messages import Completion, Delta, JobState, Priority, SamplingParams, check_request_id
 from tokenmill.wire.store import (
     DEFAULT_URL,
     AsyncStore,
     Call,
     CancelReply,
+    Durability,
     JobInfo,
     QueueStatistics,
     Store,
@@ -41,6 +42,9 @@ from tokenmill.wire.store import (
 URL_VARIABLE = "TOKENMILL_REDIS_URL"
 CALLS_PER_TRIP = 10  # submit_many: requests per round trip, in calls of MAX_JOBS_PER_CALL
 
+MAX_DELAY_S = 366 * 86_400  # as far as a deadline may be away
+
+_ID_BYTES = 12  # of a fresh id: among a billion, two are the same with a chance of 10^-11
 _QUEUE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
@@ -52,6 +56,7 @@ class RequestFields(TypedDict, total=False):
     model: str | None
     priority: Priority | None
     deadline_s: float | None
+    delay_s: float | None
     group: str | None
     stream: Literal["delta", "final"] | None
     result_ttl_s: int | None
@@ -108,27 +113,37 @@ class Client:
         self._store = Store(connect(url, key=key))
         self._readers = Store(connect(url, key=key, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
 
-    def submit(self, prompt: str | Sequence[int] | None = None, **fields: Unpack[RequestFields]) -> "Job":
+    def submit(
+        self, prompt: str | Sequence[int] | None = None, *, durable: bool = False, **fields: Unpack[RequestFields]
+    ) -> "Job":
         """Enqueue one request; returns when the server has it.
+
+            client.submit("Good morning!", delay_s=3600)                 # not before an hour has passed
+            client.submit("Pay the bill.", durable=True).durability      # "aof": on the server's disk
+
+        `durable` waits, two seconds at most, until the server has it on disk ("aof": Valkey, Redis 7.2 or newer) or,
+        where the server cannot say so, until a replica has it ("replica"); "memory" says that neither came in time.
 
         The same id with the same request is the same job again. InvalidRequestError (ConflictError: the id is taken by
         another request) names the field to change; QueueBusyError says when to try again; UnavailableError, where we
         looked for a server.
         """
-        return self.submit_many([{"prompt": prompt, **fields}])[0]
+        return self.submit_many([{"prompt": prompt, **fields}], durable=durable)[0]
 
-    def submit_many(self, requests: Sequence[Mapping[str, object]]) -> "list[Job]":
-        """Enqueue dicts of `submit`'s arguments, hundreds in a call.
+    def submit_many(self, requests: Sequence[Mapping[str, object]], *, durable: bool = False) -> "list[Job]":
+        """Enqueue dicts of `submit`'s arguments, hundreds in a call; `durable` waits once for all of them.
 
         All are validated before the first is sent. After ConflictError or QueueBusyError those that were accepted
         stay so: with ids of your own, calling again does nothing twice.
         """
-        submissions = [_submission(request) for request in requests]
+        submissions = _submissions(requests)
         calls = self._core.calls(submissions)
         replies: list[list[SubmitReply]] = []
         for start in range(0, len(calls), CALLS_PER_TRIP):
             replies += self._store.pipeline(calls[start : start + CALLS_PER_TRIP])
-        return [Job(self, request_id, is_known=True) for request_id in _accepted(submissions, replies)]
+        accepted = _accepted(submissions, replies)
+        durability = self._store.run(self._core.transitions.confirm()) if durable else None
+        return [Job(self, request_id, is_known=True, durability=durability) for request_id in accepted]
 
     def job(self, request_id: str) -> "Job":
         """A handle on a request submitted before, by whomever; nothing is sent."""
@@ -175,10 +190,18 @@ class Client:
 
 
 class Job:
-    """One request: its id, and what became of it. Cheap; make as many as you like."""
+    """One request: its id, and what became of it. Cheap; make as many as you like.
 
-    def __init__(self, client: Client, request_id: str, *, is_known: bool = False) -> None:
+    `durability`: what a durable submission reached, else None.
+    """
+
+    __slots__ = ("_client", "_is_known", "durability", "id")
+
+    def __init__(
+        self, client: Client, request_id: str, *, is_known: bool = False, durability: Durability | None = None
+    ) -> None:
         self.id = request_id
+        self.durability = durability
         self._client = client
         self._is_known = is_known
 
@@ -228,16 +251,20 @@ class AsyncClient:
         self._store = AsyncStore(connect_async(url, key=key))
         self._readers = AsyncStore(connect_async(url, key=key, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
 
-    async def submit(self, prompt: str | Sequence[int] | None = None, **fields: Unpack[RequestFields]) -> "AsyncJob":
-        return (await self.submit_many([{"prompt": prompt, **fields}]))[0]
+    async def submit(
+        self, prompt: str | Sequence[int] | None = None, *, durable: bool = False, **fields: Unpack[RequestFields]
+    ) -> "AsyncJob":
+        return (await self.submit_many([{"prompt": prompt, **fields}], durable=durable))[0]
 
-    async def submit_many(self, requests: Sequence[Mapping[str, object]]) -> "list[AsyncJob]":
-        submissions = [_submission(request) for request in requests]
+    async def submit_many(self, requests: Sequence[Mapping[str, object]], *, durable: bool = False) -> "list[AsyncJob]":
+        submissions = _submissions(requests)
         calls = self._core.calls(submissions)
         replies: list[list[SubmitReply]] = []
         for start in range(0, len(calls), CALLS_PER_TRIP):
             replies += await self._store.pipeline(calls[start : start + CALLS_PER_TRIP])
-        return [AsyncJob(self, request_id, is_known=True) for request_id in _accepted(submissions, replies)]
+        accepted = _accepted(submissions, replies)
+        durability = await self._store.run(self._core.transitions.confirm()) if durable else None
+        return [AsyncJob(self, request_id, is_known=True, durability=durability) for request_id in accepted]
 
     def job(self, request_id: str) -> "AsyncJob":
         return AsyncJob(self, check_request_id(request_id))
@@ -284,8 +311,13 @@ class AsyncClient:
 class AsyncJob:
     """As Job, for asyncio."""
 
-    def __init__(self, client: AsyncClient, request_id: str, *, is_known: bool = False) -> None:
+    __slots__ = ("_client", "_is_known", "durability", "id")
+
+    def __init__(
+        self, client: AsyncClient, request_id: str, *, is_known: bool = False, durability: Durability | None = None
+    ) -> None:
         self.id = request_id
+        self.durability = durability
         self._client = client
         self._is_known = is_known
 
@@ -315,13 +347,28 @@ class AsyncJob:
         return self._client._core.follower(self.id, after, timeout_s, is_known=self._is_known)
 
 
-def _submission(fields: Mapping[str, object]) -> Submission:
+def _submissions(requests: Sequence[Mapping[str, object]]) -> list[Submission]:
+    """Each validated, under its own id or a fresh one."""
+    fresh = secrets.token_bytes(_ID_BYTES * len(requests)).hex()
+    width = 2 * _ID_BYTES
+    return [_submission(fields, fresh[width * i : width * (i + 1)]) for i, fields in enumerate(requests)]
+
+
+def _submission(fields: Mapping[str, object], fresh_id: str) -> Submission:
     given = dict(fields)
-    request_id = given.pop("id", None)
-    request = Request.build(**given)
-    if request_id is None:
-        request_id = secrets.token_hex(12)
-    return Submission.of(check_request_id(request_id), request, PRIORITY_LANES[request.priority])
+    request_id, delay_s = given.pop("id", None), given.pop("delay_s", None)
+    return Submission.build(
+        fresh_id if request_id is None else check_request_id(request_id),
+        given,
+        not_before_ms=None if delay_s is None else _delay_ms(delay_s),
+    )
+
+
+def _delay_ms(delay_s: object) -> int | None:
+    """None: at once."""
+    if not isinstance(delay_s, int | float) or isinstance(delay_s, bool) or not 0 <= delay_s <= MAX_DELAY_S:
+        raise InvalidRequestError(f"delay_s must be seconds, from 0 to {MAX_DELAY_S}", param="delay_s")
+    return round(delay_s * 1000) or None
 
 
 def _accepted(submissions: Sequence[Submission], replies: Sequence[Sequence[SubmitReply]]) -> list[str]:

@@ -48,6 +48,15 @@ def test_submit_stream_and_result(with_client: WithClient, hands: Hands) -> None
     with_client(use)
 
 
+def test_a_request_may_be_delayed_and_durable(with_client: WithClient) -> None:
+    async def use(client: AsyncClient) -> None:
+        job = await client.submit("later", delay_s=3600, durable=True)
+        assert await job.status() == "scheduled"
+        assert job.durability in ("aof", "memory")
+
+    with_client(use)
+
+
 def test_many_results_are_awaited_at_once(with_client: WithClient, hands: Hands) -> None:
     async def use(client: AsyncClient) -> None:
         jobs = await client.submit_many([{"prompt": "hello", "id": f"q-{i}"} for i in range(100)])

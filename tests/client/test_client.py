@@ -103,6 +103,51 @@ def test_ids_that_nobody_gave_are_all_different(client: Client) -> None:
     assert len({job.id for job in client.submit_many([{"prompt": "same"}] * 50)}) == 50
 
 
+def test_a_delayed_request_is_scheduled_and_runs_when_its_time_has_come(client: Client, hands: Hands) -> None:
+    job = client.submit("later", delay_s=0.02)
+    assert job.status() == "scheduled"
+    assert client.statistics().scheduled == 1
+    wait_until(lambda: hands.store.run(hands.transitions.sweep()), description="its time has come")
+    answer(hands, "a")
+    assert job.result(timeout=20).text == "a"
+
+
+def test_each_of_many_may_have_a_delay_of_its_own(client: Client) -> None:
+    requests = [{"prompt": "a", "delay_s": delay_s} for delay_s in (None, 0, 3600.5)]
+    assert [job.status() for job in client.submit_many(requests)] == ["queued", "queued", "scheduled"]
+
+
+def test_a_delayed_request_can_be_cancelled_before_its_time(client: Client) -> None:
+    job = client.submit("later", delay_s=3600)
+    assert job.cancel() == "cancelled"
+    assert job.result(timeout=20).finish_reason == "cancelled"
+    assert client.statistics().scheduled == 0
+
+
+@pytest.mark.parametrize("delay_s", [-1, float("nan"), True, "5", 1e12])
+def test_a_delay_that_is_none_is_refused(client: Client, delay_s: object) -> None:
+    with pytest.raises(InvalidRequestError, match="delay_s"):
+        client.submit_many([{"prompt": "a", "delay_s": delay_s}])
+
+
+def test_a_durable_request_says_what_was_reached(client: Client, server: redis.Redis) -> None:
+    has_file = server.config_get("appendonly")["appendonly"] == "yes"
+    knows_files = [int(part) for part in server.info("server")["redis_version"].split(".")] >= [7, 2]
+    first, again = (client.submit("pay the bill", id="q-1", durable=True) for _ in range(2))
+    assert first.durability == again.durability == ("aof" if has_file and knows_files else "memory")
+    assert client.submit("nothing asked").durability is None
+
+
+def test_a_server_without_an_append_only_file_and_replicas_has_it_in_memory(
+    monkeypatch: pytest.MonkeyPatch, queue: str
+) -> None:
+    monkeypatch.setattr("tokenmill.wire.store.procedures.DURABLE_TIMEOUT_MS", 20)
+    with running_server() as server, redis.Redis.from_url(server.tcp_url) as bare, Client(server.tcp_url) as client:
+        bare.config_set("appendonly", "no")
+        jobs = client.submit_many([{"prompt": "a"}, {"prompt": "b"}], durable=True)
+        assert [job.durability for job in jobs] == ["memory", "memory"]
+
+
 # --- stream ---
 
 

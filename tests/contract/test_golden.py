@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tokenmill.wire.keys import Keys, Lane
-from tokenmill.wire.messages import PROTOCOL_VERSION, Request, decode_entry
+from tokenmill.wire.messages import PROTOCOL_VERSION, Request, decode_entry, encode_plain
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden_v1.json").read_text())
 
@@ -24,6 +24,12 @@ def test_a_request_has_these_bytes(case: dict[str, Any]) -> None:
     assert request.encode().decode() == case["body"]
     assert request.digest == case["digest"]
     assert Request.decode(case["body"].encode()) == request
+
+
+@pytest.mark.parametrize("case", GOLDEN["requests"], ids=lambda case: case["name"])
+def test_the_short_way_writes_the_same_bytes_or_none(case: dict[str, Any]) -> None:
+    plain = encode_plain(case["fields"])
+    assert plain is None or plain.body.decode() == case["body"]
 
 
 @pytest.mark.parametrize("case", GOLDEN["entries"], ids=lambda case: case["name"])
@@ -47,6 +53,7 @@ def test_keys_have_these_names() -> None:
         "not_before": keys.not_before,
         "group": keys.group("g"),
         "group_done": keys.group_done("g"),
+        "mark": keys.mark,
         "dead": keys.dead,
     }
     assert names == GOLDEN["keys"]

@@ -46,6 +46,15 @@ def test_a_prompt_may_come_from_standard_input_and_settings_from_the_environment
 
 
 @pytest.mark.usefixtures("worker")
+def test_a_delayed_and_durable_request_says_where_it_is_kept_and_is_answered(redis_url: str, queue: str) -> None:
+    options = ("--delay", 0.1, "--durable", "--max-tokens", 4, "--redis", redis_url, "--queue", queue)
+    answer = tokenmill("submit", "hi", *options)
+    assert answer.returncode == 0
+    assert "kept in:" in answer.stderr
+    assert answer.stdout.strip()
+
+
+@pytest.mark.usefixtures("worker")
 def test_the_same_id_with_another_body_is_refused(redis_url: str, queue: str) -> None:
     options = ("--id", "q-1", "--redis", redis_url, "--queue", queue, "--max-tokens", 4)
     first = tokenmill("submit", "one", *options)

@@ -38,6 +38,8 @@ from tokenmill.wire.messages import Completion, Delta
     "--id", "request_id", metavar="ID", help="The request's id; the same id and body again gives the same answer."
 )
 @click.option("--priority", type=click.Choice(["high", "normal", "bulk"]), default="normal", show_default=True)
+@click.option("--delay", "delay_s", type=click.FloatRange(min=0), metavar="S", help="Queue it in S seconds.")
+@click.option("--durable", is_flag=True, help="Wait until the server has it on disk, or on a replica; say which.")
 @click.option("--model", metavar="M", help="A name that the queue serves.")
 @click.option("--raw", "is_raw", is_flag=True, help="Send the prompt as it is, without the model's chat template.")
 @click.option(
@@ -50,7 +52,8 @@ def submit(redis_url: str, queue: str, **options: Any) -> None:
     with Client(redis_url, queue=queue) as client:
         statistics = client.statistics()
         is_raw = options["is_raw"] or lacks_chat_template(statistics)
-        job = client.submit(**_request(options, is_raw=is_raw))
+        job = client.submit(**_request(options, is_raw=is_raw), durable=options["durable"])
+        _tell_durability(job)
         try:
             warn_when_nobody_works(statistics)
             completion = _show(job, options)
@@ -61,10 +64,21 @@ def submit(redis_url: str, queue: str, **options: Any) -> None:
         fail(f"the request was {completion.finish_reason}")
 
 
+def _tell_durability(job: Job) -> None:
+    """On stderr: the answer alone is on stdout."""
+    if job.durability is not None:
+        click.echo(f"accepted as {job.id}, kept in: {job.durability}", err=True)
+
+
 def _request(options: Mapping[str, Any], *, is_raw: bool) -> dict[str, Any]:
     text = sys.stdin.read() if options["prompt"] == "-" else options["prompt"]
     prompt = {"prompt": text} if is_raw else {"messages": [{"role": "user", "content": text}]}
-    fields = {"id": options["request_id"], "priority": options["priority"], "model": options["model"]}
+    fields = {
+        "id": options["request_id"],
+        "priority": options["priority"],
+        "model": options["model"],
+        "delay_s": options["delay_s"],
+    }
     return {**prompt, **sampling_of(options), **fields}
 
 

@@ -23,6 +23,7 @@ MAX_ALONE_CRASHES = 2  # ... and that die under it alone, at the same token, bef
 MAX_RETRIES = 3  # of a request on which the engine fails
 RETRY_BACKOFF_MS = (1_000, 4_000, 16_000)  # one for each: a device that is short of memory needs time, not haste
 BURST_HORIZON_MS = 30_000  # a worker that ends with its queue waits for what is due by then: for every retry
+DURABLE_TIMEOUT_MS = 2_000  # an append-only file is synced once a second; the other second is for a slow disk
 MAX_JOBS_PER_CALL = 100  # jobs one script call may touch: bounds how long the server is blocked
 
 
@@ -103,6 +104,11 @@ class Keys:
     def group_done(self, group: str) -> str:
         """Stream: one entry per finished request of the group; GROUP_TTL_S."""
         return f"{self.tag}gd:{group}"
+
+    @property
+    def mark(self) -> str:
+        """String: written behind what shall be durable, so that there is a write to wait for; DURABLE_TIMEOUT_MS."""
+        return f"{self.tag}mark"
 
     @property
     def dead(self) -> str:

@@ -11,6 +11,7 @@ from tokenmill.wire.messages.entries import (
     split_stream_id,
     stream_id,
 )
+from tokenmill.wire.messages.plain import PlainRequest, encode_plain
 from tokenmill.wire.messages.raw import RawEntry
 from tokenmill.wire.messages.request import (
     PROTOCOL_VERSION,
@@ -46,6 +47,7 @@ __all__ = [
     "FinishReason",
     "JobState",
     "Message",
+    "PlainRequest",
     "Priority",
     "RawEntry",
     "Request",
@@ -58,6 +60,7 @@ __all__ = [
     "Usage",
     "check_request_id",
     "decode_entry",
+    "encode_plain",
     "split_stream_id",
     "stream_id",
 ]

@@ -22,9 +22,9 @@ PROTOCOL_VERSION = 1
 
 Priority = Literal["high", "normal", "bulk"]
 
-_ID = re.compile(r"[A-Za-z0-9._:~-]{1,200}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:~-]{1,200}")
 _YEAR_S = 366 * 86_400
-_INT32_MAX = 2**31 - 1
+INT32_MAX = 2**31 - 1
 
 # OpenAI's fields that change nothing here: who asks, bookkeeping, and `stream` (every result can be streamed).
 IGNORED_FIELDS = frozenset(
@@ -63,12 +63,12 @@ UNSUPPORTED_FIELDS: dict[str, tuple[object, ...]] = {
 
 Role = Literal["system", "developer", "user", "assistant"]
 NonEmpty = Annotated[str, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0, le=_INT32_MAX)]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
 def check_request_id(request_id: object) -> str:
     """The id itself, or InvalidRequestError that says what an id looks like."""
-    if isinstance(request_id, str) and _ID.fullmatch(request_id):
+    if isinstance(request_id, str) and REQUEST_ID.fullmatch(request_id):
         return request_id
     raise InvalidRequestError("id must be 1 to 200 characters out of A-Z a-z 0-9 . _ : ~ -", param="id")
 
@@ -82,10 +82,10 @@ class SamplingParams(Frozen):
 
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=_INT32_MAX)
+    top_k: int | None = Field(default=None, ge=0, le=INT32_MAX)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1, le=_INT32_MAX)
-    min_tokens: int | None = Field(default=None, ge=0, le=_INT32_MAX)
+    max_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    min_tokens: int | None = Field(default=None, ge=0, le=INT32_MAX)
     stop: tuple[NonEmpty, ...] | None = None
     stop_token_ids: tuple[TokenId, ...] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
@@ -166,7 +166,7 @@ class Request(Frozen):
             raise ValueError("must be one string or one list of token ids")
         if not prompt:
             raise ValueError("must not be empty")
-        if not all(0 <= token <= _INT32_MAX for token in prompt):
+        if not all(0 <= token <= INT32_MAX for token in prompt):
             raise ValueError("token ids must be 0 or more")
         return tuple(prompt)
 
@@ -182,7 +182,7 @@ class Request(Frozen):
     @field_validator("group")
     @classmethod
     def _group_like_id(cls, group: str | None) -> str | None:
-        if group is not None and not _ID.fullmatch(group):
+        if group is not None and not REQUEST_ID.fullmatch(group):
             raise ValueError("must look like an id: 1 to 200 characters out of A-Z a-z 0-9 . _ : ~ -")
         return group
 

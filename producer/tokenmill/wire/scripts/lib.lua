@@ -106,17 +106,21 @@ local function count_in_group(keys, group, name, ttl_s)
   redis.call('EXPIRE', keys.group, ttl_s)
 end
 
--- new: digest, body, group, result_ttl_s, deadline_ms (from acceptance, or ''), group_ttl_s.
+-- new: digest, body, group, result_ttl_s, deadline_ms (from acceptance, or ''), group_ttl_s. What is nothing yet is not
+-- written: a counter at 0, no worker, no deadline, no group.
 local function create_job(keys, id, new, state, lane, entry, accepted_ms, deadlines)
-  local deadline = ''
-  if new.deadline_ms ~= '' then deadline = integer(accepted_ms + tonumber(new.deadline_ms)) end
-  redis.call('HSET', keys.job, 'version', VERSION, 'state', state, 'fence', 0, 'worker', '', 'lane', lane,
-    'entry', entry, 'published', 0, 'epoch', 0, 'base', 0, 'handed_back', 0, 'failed', 0, 'crashed', 0,
-    'accepted_ms', integer(accepted_ms), 'deadline_ms', deadline, 'group', new.group, 'digest', new.digest,
-    'result_ttl_s', new.result_ttl_s, 'body', new.body)
+  redis.call('HSET', keys.job, 'version', VERSION, 'state', state, 'lane', lane, 'entry', entry,
+    'accepted_ms', integer(accepted_ms), 'digest', new.digest, 'result_ttl_s', new.result_ttl_s, 'body', new.body)
   redis.call('DEL', keys.result)
-  if deadline ~= '' then redis.call('ZADD', deadlines, deadline, id) end
-  if new.group ~= '' then count_in_group(keys, new.group, 'total', new.group_ttl_s) end
+  if new.deadline_ms ~= '' then
+    local deadline = integer(accepted_ms + tonumber(new.deadline_ms))
+    redis.call('HSET', keys.job, 'deadline_ms', deadline)
+    redis.call('ZADD', deadlines, deadline, id)
+  end
+  if new.group ~= '' then
+    redis.call('HSET', keys.job, 'group', new.group)
+    count_in_group(keys, new.group, 'total', new.group_ttl_s)
+  end
 end
 
 local function submission_args()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from redis.exceptions import ResponseError
 
-from tokenmill.wire.keys import CANCEL_TTL_S, GROUP, GROUP_TTL_S, MAX_JOBS_PER_CALL, Keys, Lane
+from tokenmill.wire.keys import CANCEL_TTL_S, DURABLE_TIMEOUT_MS, GROUP, GROUP_TTL_S, MAX_JOBS_PER_CALL, Keys, Lane
 from tokenmill.wire.store.calls import Argument, Call, Command, Script, Steps, checked, evaluate
-from tokenmill.wire.store.values import Delivery, JobInfo, LaneStatistics, QueueStatistics, WorkerStatistics
+from tokenmill.wire.store.values import Delivery, Durability, JobInfo, LaneStatistics, QueueStatistics, WorkerStatistics
 
 if TYPE_CHECKING:
     from tokenmill.wire.messages import JobState
@@ -76,6 +76,16 @@ def promote(keys: Keys, request_ids: Sequence[str]) -> Steps[int]:
         call = Call(Script.load("promote"), script_keys, (len(some), *some), int)
         promoted += (yield from evaluate([call]))[0]
     return promoted
+
+
+def confirm(keys: Keys) -> Steps[Durability]:
+    """WAITAOF and WAIT wait for the last write of their own connection, which a retry may have changed: make one."""
+    mark: Command = ("SET", keys.mark, 1, "PX", DURABLE_TIMEOUT_MS)
+    _, synced = yield [mark, ("WAITAOF", 1, 0, DURABLE_TIMEOUT_MS)]
+    if not isinstance(synced, ResponseError):  # a server before 7.2, or one without an append-only file
+        return "aof" if checked(synced)[0] else "memory"
+    _, num_replicas = yield [mark, ("WAIT", 1, DURABLE_TIMEOUT_MS)]
+    return "replica" if checked(num_replicas) else "memory"
 
 
 def sweep(keys: Keys) -> Steps[int]:

@@ -28,6 +28,7 @@ from tokenmill.wire.store.values import (
     BeginReply,
     Claim,
     Delivery,
+    Durability,
     Finish,
     FinishReply,
     Held,
@@ -187,6 +188,10 @@ class Transitions:
         """Settle those that wait beyond their deadline; how many it was."""
         return Procedure(lambda: procedures.expire(self.keys, request_ids))
 
+    def confirm(self) -> Procedure[Durability]:
+        """Wait until all that was written before is on disk or, where that cannot be known, on a replica."""
+        return Procedure(lambda: procedures.confirm(self.keys))
+
     def sweep(self) -> Procedure[int]:
         """Settle what waits beyond its deadline and queue what is due, up to MAX_JOBS_PER_CALL each; how many."""
         return Procedure(lambda: procedures.sweep(self.keys))
@@ -267,8 +272,12 @@ def _renewal(reply: tuple[int, Iterable[bytes]]) -> Renewal:
     return Renewal(bool(reply[0]), tuple(sorted(_text(request_id) for request_id in reply[1])))
 
 
+_ACCEPTED = [b"accepted", b"queued", b""]
+_IS_QUEUED = SubmitReply("accepted", "queued")
+
+
 def _submit_replies(replies: Sequence[Sequence[bytes]]) -> list[SubmitReply]:
-    return [_submit_reply(_text(status), _text(state), _text(retry)) for status, state, retry in replies]
+    return [_IS_QUEUED if reply == _ACCEPTED else _submit_reply(*map(_text, reply)) for reply in replies]
 
 
 def _submit_reply(status: Any, state: Any, retry_after_ms: str) -> SubmitReply:
@@ -288,10 +297,10 @@ def _begin_reply(status: Any, request_id: bytes, *rest: bytes) -> BeginReply:
         request_id=_text(request_id),
         fence=int(fence),
         body=body,
-        published=int(published),
-        epoch=int(epoch),
-        failed=int(failed),
-        crashed=int(crashed),
+        published=int(published or 0),
+        epoch=int(epoch or 0),
+        failed=int(failed or 0),
+        crashed=int(crashed or 0),
         fingerprint=_text(fingerprint),
         accepted_ms=int(accepted_ms),
         begun_ms=int(begun_ms),

@@ -1,11 +1,14 @@
 """What goes into the transitions and what comes out. Plain frozen values; knows no script and no server."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenmill.wire.keys import Lane
-from tokenmill.wire.messages import DeltaEntry, JobState, RawEntry, Request, TerminalEntry
+from tokenmill.wire.keys import PRIORITY_LANES, RESULT_TTL_S, Lane
+from tokenmill.wire.messages import DeltaEntry, JobState, RawEntry, Request, TerminalEntry, encode_plain
+
+Durability = Literal["aof", "replica", "memory"]  # on the server's disk, in a replica's memory, in the server's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,24 @@ class Submission:
     group: str | None = None
 
     @classmethod
-    def of(cls, request_id: str, request: Request, lane: Lane) -> "Submission":
+    def build(cls, request_id: str, fields: Mapping[str, object], *, not_before_ms: int | None = None) -> "Submission":
+        """From keyword arguments, as `Request.build` takes them; a plain request goes a short way."""
+        plain = encode_plain(fields)
+        if plain is None:
+            request = Request.build(**fields)
+            return cls.of(request_id, request, PRIORITY_LANES[request.priority], not_before_ms=not_before_ms)
+        return cls(
+            request_id=request_id,
+            body=plain.body,
+            digest=hashlib.sha256(plain.body).hexdigest(),
+            lane=PRIORITY_LANES[plain.priority],
+            result_ttl_s=RESULT_TTL_S,
+            not_before_ms=not_before_ms,
+            group=plain.group,
+        )
+
+    @classmethod
+    def of(cls, request_id: str, request: Request, lane: Lane, *, not_before_ms: int | None = None) -> "Submission":
         return cls(
             request_id=request_id,
             body=request.encode(),
@@ -30,6 +50,7 @@ class Submission:
             lane=lane,
             result_ttl_s=request.result_ttl_s,
             deadline_ms=None if request.deadline_s is None else max(1, round(request.deadline_s * 1000)),
+            not_before_ms=not_before_ms,
             group=request.group,
         )
 

@@ -19,7 +19,7 @@ class Form(NamedTuple):
     max_tokens: int
 
 
-QUICK = Form(pause_s=3.0, lease_ttl_s=1.0, num_requests=48, max_tokens=30)
+QUICK = Form(pause_s=2.1, lease_ttl_s=0.7, num_requests=40, max_tokens=30)
 FULL = Form(pause_s=60.0, lease_ttl_s=15.0, num_requests=400, max_tokens=100)
 
 

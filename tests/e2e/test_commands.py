@@ -15,6 +15,7 @@ from tokenmill.cli import group
 from tests.e2e.commands import tokenmill
 
 OWN = [["submit"], ["bulk", "run"], ["queue"], ["doctor"], ["demo"]]
+OWN += [["dead", name] for name in ("list", "redrive", "purge")]
 
 
 @pytest.mark.parametrize("words", OWN, ids=" ".join)

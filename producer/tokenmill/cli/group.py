@@ -12,6 +12,7 @@ COMMANDS_GROUP = "tokenmill.commands"
 # command -> (module, its one line in `tokenmill --help`, so that listing the commands loads none of them)
 OWN_COMMANDS = {
     "bulk": ("tokenmill.cli.bulk", "Run a model over a dataset; run it again to do only what is missing."),
+    "dead": ("tokenmill.cli.dead", "Look at dead letters, ask them again, or throw them away."),
     "demo": ("tokenmill.cli.demo", "See all of it work, on this machine, in a minute."),
     "doctor": ("tokenmill.cli.doctor", "Check the server, the workers, the model and the device."),
     "queue": ("tokenmill.cli.queue", "Show what waits, what runs, and who works."),

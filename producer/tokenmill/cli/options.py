@@ -1,5 +1,6 @@
 """Options that several commands share, spelled once. The one place of the producer side that reads TOKENMILL_*."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -29,6 +30,26 @@ queue_option = click.option(
     help="The queue's name.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, or a number with s, m, h or d."""
+
+    name = "duration"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if not isinstance(value, str):
+            return value
+        number, unit = (value[:-1], value[-1:]) if value[-1:] in _SECONDS else (value, "s")
+        if not re.fullmatch(r"\d{1,9}(\.\d+)?", number):
+            self.fail(f"{value!r} is no duration: 90, 90s, 15m, 2h or 7d", param, ctx)
+        return float(number) * _SECONDS[unit]
+
+
+DURATION = Duration()
 
 _SAMPLING_OPTIONS = (
     click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens."),

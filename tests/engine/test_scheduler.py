@@ -208,8 +208,8 @@ def test_a_broken_page_table_is_noticed() -> None:
 class Overcommitting(Scheduler):
     """Admits without a look at the pages, so that they run out all the time."""
 
-    def num_unpromised_pages(self) -> int:
-        return self.pages.num_pages
+    def num_promised_pages(self) -> int:
+        return -10_000
 
 
 class SchedulerMachine(RuleBasedStateMachine):

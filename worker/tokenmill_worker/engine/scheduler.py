@@ -29,6 +29,7 @@ class _Step:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.num_preempted = 0
+        self.num_promised: int | None = None  # pages that running rows are expected to take yet; None: not counted
         self.num_tokens: dict[Sequence, int] = {}  # in the order of packing
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
@@ -37,6 +38,7 @@ class _Step:
 
     def remove(self, sequence: Sequence) -> None:
         self.num_preempted += 1
+        self.num_promised = None
         self.budget += self.num_tokens.pop(sequence, 0)
 
     def rows(self) -> list[Scheduled]:
@@ -136,11 +138,15 @@ class Scheduler:
             return False
         if step.num_preempted and step.num_tokens:  # what was just put out would come straight back
             return False
-        return not self.running or self._num_pages_to_reserve(self.waiting[0]) <= self.num_unpromised_pages()
+        if not self.running:
+            return True
+        if step.num_promised is None:
+            step.num_promised = self.num_promised_pages()
+        return self._num_pages_to_reserve(self.waiting[0]) <= self.pages.num_free - step.num_promised
 
     def _admit(self, sequence: Sequence, step: _Step) -> None:
-        """From waiting to running, with every page that already holds a part of its prefix."""
-        self.waiting.remove(sequence)
+        """The first in the queue, from waiting to running, with every page that already holds a part of its prefix."""
+        del self.waiting[0]  # the first in the queue, always
         insort(self.running, sequence, key=_by_rank)
         sequence.is_running = True
         source = self._fork_source(sequence)
@@ -152,6 +158,8 @@ class Scheduler:
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = 0 if source else min(sequence.n_done, sequence.n_prompt)
         self._continue(sequence, step)
+        if step.num_promised is not None:
+            step.num_promised += self._num_missing_pages(sequence)
 
     def _stop_running(self, sequence: Sequence) -> None:
         """Undo `_admit` and all that came since."""
@@ -224,8 +232,15 @@ class Scheduler:
 
     def num_unpromised_pages(self) -> int:
         """Free pages less those that running sequences are expected to take; may be negative."""
-        promised = sum(max(0, self.num_expected_pages(row) - row.num_pages) for row in self.running)
-        return self.pages.num_free - promised
+        return self.pages.num_free - self.num_promised_pages()
+
+    def num_promised_pages(self) -> int:
+        """Free pages that running sequences are expected to take yet."""
+        return sum(map(self._num_missing_pages, self.running))
+
+    def _num_missing_pages(self, sequence: Sequence) -> int:
+        """Pages that it is expected to take beyond those it has."""
+        return max(0, self.num_expected_pages(sequence) - sequence.num_pages)
 
     def _num_pages_to_reserve(self, sequence: Sequence) -> int:
         """Free pages its admission would cost in the end: pages that others hold are shared, not taken."""

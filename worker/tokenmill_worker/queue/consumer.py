@@ -21,7 +21,7 @@ from tokenmill_worker.queue.lanes import Lanes
 from tokenmill_worker.queue.lease import Lease
 from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
 from tokenmill_worker.queue.quarantine import Quarantine
-from tokenmill_worker.queue.ready import READY_MAX, ReadyBuffer
+from tokenmill_worker.queue.ready import ReadyBuffer
 from tokenmill_worker.queue.service import Service
 
 BLOCK_S = 0.2  # at most so long is the reader deaf to a stop; five looks a second cost an idle worker next to nothing
@@ -130,11 +130,11 @@ class Consumer(Service):
         return self._quarantine.serve(worker, lambda delivery: self._take(worker, [delivery]), stopping=self._stopping)
 
     def _take(self, worker: str, deliveries: Iterable[Delivery]) -> None:
-        """Begin them, a few at a time, so that the first is ready before the last is read."""
+        """Begin them, as many at once as a call may take: each is ready as soon as it is read."""
         held = self._holdings.entries()  # a group that was lost and made again delivers what we run once more
         fresh = [delivery for delivery in deliveries if (delivery.lane, delivery.entry_id) not in held]
-        for start in range(0, len(fresh), READY_MAX):
-            for admission in self._intake.take(worker, fresh[start : start + READY_MAX]):
+        for start in range(0, len(fresh), MAX_JOBS_PER_CALL):
+            for admission in self._intake.take(worker, fresh[start : start + MAX_JOBS_PER_CALL]):
                 self._num_fetched += 1
                 self._ready.put(admission)
 

@@ -65,7 +65,7 @@ class Publisher(Service):
         self._inbox: list[Admission | Rejected | TokenEvent] = []  # guarded by _news, as is the next
         self._is_urgent = False
         self._outboxes: dict[str, Outbox | Rejected] = {}  # the thread's own, as is all that follows
-        self._next_flush_s = 0.0
+        self._next_flush_s = self._rested_s = 0.0
         self._backoff = Backoff()
         self._num_ended = 0
         self._statistics = PublisherStatistics()
@@ -119,15 +119,21 @@ class Publisher(Service):
             self._news.notify()
 
     def _wait_until_due(self) -> None:
-        """Until there is anything at all to do, and then until the next flush, unless somebody waits for it."""
+        """Until there is anything at all to do, and then until the next flush, unless somebody waits for it.
+
+        Under load somebody always does: then it rests as long as the last flush took, so that more goes out together.
+        """
         with self._news:
             if not self._outboxes:
                 self._news.wait_for(lambda: self._inbox or self._stopping.is_set())
             pause_s = max(0.0, self._next_flush_s - time.monotonic())
             self._news.wait_for(lambda: self._is_urgent or self._stopping.is_set(), timeout=pause_s)
+            rest_s = max(0.0, self._rested_s - time.monotonic())
+            self._news.wait_for(self._stopping.is_set, timeout=rest_s)
             self._is_urgent = False
 
     def _flush(self, *, is_last: bool = False) -> None:
+        started_s = time.monotonic()
         self._sort_inbox()
         self._forget_fenced()
         try:
@@ -136,7 +142,9 @@ class Publisher(Service):
         except OUTAGE as error:
             log.warning("publishing waits for the server: %s", error)
             self._backoff.wait(self._stopping)
-        self._next_flush_s = time.monotonic() + FLUSH_INTERVAL_S
+        ended_s = time.monotonic()
+        self._rested_s = ended_s + min(ended_s - started_s, FLUSH_INTERVAL_S)
+        self._next_flush_s = ended_s + FLUSH_INTERVAL_S
         self._count()
 
     def _sort_inbox(self) -> None:

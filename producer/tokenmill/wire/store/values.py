@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenmill.wire.errors import DecodeError
 from tokenmill.wire.keys import PRIORITY_LANES, RESULT_TTL_S, Lane
 from tokenmill.wire.messages import DeltaEntry, JobState, RawEntry, Request, TerminalEntry, encode_plain
 
@@ -90,8 +91,14 @@ class Delivery:
             request_id, request = RawEntry.parse(self.lane, self.entry_id, self.fields)
             raw = Submission.of(request_id, request, self.lane)
             return Claim(self.lane, self.entry_id, request_id, raw=raw, group=request.group)
-        group = self.fields.get(b"group")
-        return Claim(self.lane, self.entry_id, self.request_id, group=group.decode() if group else None)
+        return Claim(self.lane, self.entry_id, self.request_id, group=_group(self.fields.get(b"group", b"")))
+
+
+def _group(name: bytes) -> str | None:
+    try:
+        return name.decode() or None
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"group is not UTF-8: {error.reason} at byte {error.start}", param="group") from None
 
 
 @dataclass(frozen=True, slots=True)

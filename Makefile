@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,bulk,gateway,embedded,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types unit acceptance verify bench images-check clean
+.PHONY: help demo test lint types unit acceptance topology verify bench images-check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -26,6 +26,9 @@ types: $(READY)
 
 unit: $(READY)
 	$(BIN)/pytest
+
+topology: $(READY) ## cluster, sentinel, TLS and ACL, with masters that die (about a minute)
+	$(BIN)/pytest tests/topology -m "slow or not slow"
 
 verify: $(READY) ## the engine's tokens against generate(), on the real model (about ten minutes)
 	$(BIN)/python -m tests.verify

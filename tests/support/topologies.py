@@ -174,11 +174,17 @@ def _terminator(folder: Path, port: int) -> Iterator[int]:
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
     server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
-    await asyncio.gather(_copy(reader, server_writer), _copy(server_reader, writer))
+    try:
+        await asyncio.gather(_copy(reader, server_writer), _copy(server_reader, writer))
+    finally:
+        for end in (server_writer, writer):
+            end.transport.abort()
+            with contextlib.suppress(OSError):
+                await end.wait_closed()
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError, ssl.SSLError):
+    with contextlib.suppress(OSError):
         while some := await source.read(1 << 16):
             target.write(some)
             await target.drain()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tokenmill_worker.engine import Engine, EngineConfig, checkpoint, loading
 
-from tests.acceptance.fleet import Fleet, Load, running_fleet
+from tests.acceptance.fleet import Fleet, Load, WorkerProcess, running_fleet
 from tests.queue.harness import Bench
 from tests.support.prompts import load_prompts
+from tests.support.waiting import wait_until
 from tests.verify.identity import MOST_NEAR_TIES, NEAR_TIE
 from tests.verify.reference import Reference
 
@@ -70,10 +71,17 @@ def _run_with_kills(bench: Bench, load: Load, fleet: Fleet) -> None:
     load.submit(bench)
     for share in KILL_AT:
         load.wait_published(bench, round(share * load.num_tokens), timeout=300.0)
-        worker.kill()
+        _kill_at_the_worst_moment(worker)
         worker = fleet.start()
     load.wait_final(bench, timeout=300.0)
     assert worker.terminate() == 0
+
+
+def _kill_at_the_worst_moment(worker: WorkerProcess) -> None:
+    """A step's tokens have just been drawn, and nobody has heard of them."""
+    num_drawn = worker.num_drawn
+    wait_until(lambda: worker.num_drawn > num_drawn, description="a step is done", timeout=60.0)
+    worker.kill()
 
 
 def _assert_near_ties(config: EngineConfig, load: Load, answers: dict[str, list[int]]) -> None:

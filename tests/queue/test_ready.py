@@ -5,7 +5,7 @@ import threading
 import pytest
 from tokenmill_worker.engine.api import Capacity
 from tokenmill_worker.queue.admission import Admission
-from tokenmill_worker.queue.ready import READY_MAX, ReadyBuffer
+from tokenmill_worker.queue.ready import FETCH_MAX, READY_MAX, ReadyBuffer
 
 from tests.queue.builders import admission, tenure
 from tests.support.waiting import wait_until
@@ -60,6 +60,16 @@ def test_as_much_may_be_fetched_as_fits_and_a_few_more(ready: ReadyBuffer) -> No
     for _ in range(READY_MAX):
         ready.put(one())
     assert ready.room() == 0
+
+
+def test_room_is_made_for_as_many_as_the_engine_will_take(ready: ReadyBuffer) -> None:
+    ready.put(one(num_tokens=10))
+    ready.take(Capacity(21, 10_000), timeout_s=None)
+    assert ready.room() == 20 + READY_MAX  # by rows
+    ready.take(Capacity(21, 50), timeout_s=None)
+    assert ready.room() == 5 + READY_MAX  # by tokens, if they are like those before
+    ready.take(Capacity(1_000, 1_000_000), timeout_s=None)
+    assert ready.room() == FETCH_MAX
 
 
 def test_a_full_engine_leaves_room_for_a_few(ready: ReadyBuffer) -> None:

@@ -3,10 +3,13 @@
 import threading
 from collections.abc import Callable
 
+from tokenmill.wire.keys import MAX_JOBS_PER_CALL
+
 from tokenmill_worker.engine.api import Capacity
 from tokenmill_worker.queue.admission import Admission
 
 READY_MAX = 8  # requests made ready beyond what the engine can take: enough to fill a freed row at once, few to lose
+FETCH_MAX = MAX_JOBS_PER_CALL  # in one go: one call begins them, and no other worker waits long for its share
 _NOTHING = Capacity(0, 0)
 
 
@@ -21,6 +24,7 @@ class ReadyBuffer:
         self._changed = threading.Condition()
         self._admissions: list[Admission] = []
         self._capacity = _NOTHING
+        self._typical_tokens = 0.0  # of one admission, exponentially weighted mean; 0: none was seen
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -50,13 +54,19 @@ class ReadyBuffer:
     def put(self, admission: Admission) -> None:
         with self._changed:
             self._admissions.append(admission)
+            before = self._typical_tokens or admission.num_tokens
+            self._typical_tokens = before + 0.1 * (admission.num_tokens - before)
             self._changed.notify_all()
 
     def room(self) -> int:
-        """How many more may be fetched: READY_MAX less those here that would not fit into the engine now."""
+        """How many more may be fetched: what the engine has room for, and READY_MAX less those here that do not fit.
+
+        How large a request is shows only when it is here, so room for them is guessed from those that came before.
+        """
         with self._changed:
-            fitting, _ = self._fitting(is_idle=False)
-            return READY_MAX - (len(self._admissions) - fitting)
+            fitting, left = self._fitting(is_idle=False)
+            expected = int(min(left.num_rows, left.num_tokens / self._typical_tokens)) if self._typical_tokens else 0
+            return min(FETCH_MAX, expected + READY_MAX - (len(self._admissions) - fitting))
 
     def wait_for_room(self, num_wanted: int, *, timeout_s: float) -> int:
         """The room, once it is at least `num_wanted`; or what there is when the time is over or the buffer closed."""

@@ -128,3 +128,17 @@ def test_a_server_at_its_memory_limit_still_takes_final_words(own: Bench) -> Non
         own.server.config_set("maxmemory", 1)
         assert_whole(own)
         own.server.config_set("maxmemory", 0)
+
+
+def test_a_server_that_is_demoted_and_promoted_again_costs_time_and_nothing_else(own: Bench) -> None:
+    with running_worker(own, model="echo?step_ms=10"):
+        own.submit("q-1", max_tokens=LONG)
+        own.wait_tokens(5)
+        own.server.replicaof("127.0.0.1", 1)  # it answers READONLY, and sends blocked readers away with UNBLOCKED
+        since_s = time.monotonic()
+        wait_until(lambda: time.monotonic() - since_s > LEASE_TTL_S / 2, description="everybody was refused")
+        own.server.replicaof("NO", "ONE")
+        assert_whole(own)
+        own.submit("q-2", max_tokens=LONG)
+        assert_whole(own, "q-2")
+    assert own.is_at_rest()

@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import redis
+from click.testing import CliRunner
 from tokenmill import AsyncClient, Client, UnavailableError
+from tokenmill.cli import main
 from tokenmill.cli.checks import LEAST_ACL
 from tokenmill.wire.keys import Keys
 from tokenmill.wire.store import connect
@@ -57,6 +61,37 @@ def test_asyncio_finds_the_master_too(cluster: Cluster) -> None:
         assert asyncio.run(ask()) == client.submit("hello", max_tokens=4, temperature=0.0).result(timeout=30).text
 
 
+def test_a_durable_submission_reaches_the_masters_replica(cluster: Cluster) -> None:
+    with Client(cluster.url, queue="a") as client:
+        assert client.submit("hello", durable=True).durability == "replica"
+
+
+def test_the_commands_take_a_clusters_url(cluster: Cluster) -> None:
+    with serving(cluster.url, "c") as client:
+        jobs = client.submit_many([{"prompt": "hello", "max_tokens": 4}] * 3)
+        assert all(job.result(timeout=30) for job in jobs)
+        options = ["--redis", cluster.url, "--queue", "c"]
+        shown = json.loads(_output(["queue", "--json", *options]))
+        assert (shown["depth"], len(shown["workers"])) == (0, 1)
+        assert json.loads(_output(["doctor", "--json", *options]))["ok"]
+        assert _output(["submit", "hello", "--max-tokens", "4", *options])
+
+
+def _output(arguments: list[str]) -> str:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_bulk_run_goes_through_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "done.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"hello {number}"}) + "\n" for number in range(20)))
+    with serving(cluster.url, "b"):
+        options = ["--redis", cluster.url, "--queue", "b", "--max-tokens", "4", "--raw"]
+        _output(["bulk", "run", str(rows), "--out", str(out), "--column", "prompt", *options])
+    assert len(out.read_text().splitlines()) == 20
+
+
 def test_one_node_that_lives_is_enough_to_find_the_others(cluster: Cluster) -> None:
     url = f"redis+cluster://127.0.0.1:1,{cluster.replicas[0].address}"
     with serving(url, "b") as client:
@@ -99,6 +134,7 @@ def test_the_least_rule_that_doctor_tells_is_enough(least: str) -> None:
     with serving(least, "acl") as client:
         assert_serves(client)
         client.submit("hello", max_tokens=4000).cancel()
+        assert client.submit("hello", durable=True).durability == "memory"  # it has no append-only file and no replica
 
 
 def test_the_least_rule_keeps_other_keys_and_the_server_itself_closed(least: str) -> None:

@@ -20,8 +20,8 @@ Info = Mapping[str, object]
 OLDEST = {"redis": (6, 2), "valkey": (7, 2)}
 PROBE_TTL_MS = 60_000  # of the permission check's key, were its removal to fail
 LEAST_ACL = (
-    f"~{PREFIX}* +@stream +@hash +@sortedset +@set +@connection +del +exists +expire +pexpire +eval +evalsha +time "
-    "+wait +info +cluster|slots"
+    f"~{PREFIX}* +@stream +@hash +@sortedset +@set +@connection +del +exists +expire +pexpire +eval +evalsha "
+    "+set +time +wait +info +cluster|slots"
 )
 
 

@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,bulk,gateway,embedded,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types unit acceptance topology servers verify bench images-check clean
+.PHONY: help demo test lint types unit acceptance topology servers verify bench bench-queue images-check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -41,6 +41,9 @@ servers: $(READY) ## the queue tests on Redis 6.2, 7.0, 8.2 and Valkey 9.1 (fetc
 
 bench: $(READY) ## the bare engine beside the same work through the queue
 	$(BIN)/python -m benchmarks.through_queue
+
+bench-queue: $(READY) ## what the queue itself costs, with the echo model
+	$(BIN)/python -m benchmarks.queue
 
 images-check: $(READY) ## builds and runs both images without a Docker engine, checks compose.yaml (Debian, root)
 	tests/packaging/check_images.sh

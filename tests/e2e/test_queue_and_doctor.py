@@ -4,9 +4,12 @@ import json
 
 import pytest
 import redis
+from tokenmill.cli.server_checks import FOR_DURABLE_ACL, LEAST_ACL
 from tokenmill.client import Client
+from tokenmill.wire.keys import Keys
+from tokenmill.wire.store import Store, checked
 
-from tests.e2e.commands import tokenmill
+from tests.e2e.commands import started, tokenmill
 
 NO_SERVER = "redis://127.0.0.1:1/0"
 
@@ -124,3 +127,36 @@ def test_doctor_warns_of_a_model_that_is_not_here(redis_url: str, queue: str) ->
     code, found = checks(redis_url, queue, "--model", "somebody/no-such-model")
     assert code == 0
     assert found["model"]["status"] == "warning"
+
+
+def test_producer_and_worker_run_with_the_least_acl_rule(redis_url: str, queue: str, server: redis.Redis) -> None:
+    store = Store(server)
+    checked(store.send([("ACL", "SETUSER", "least", "reset", "on", ">secret", *LEAST_ACL.split())])[0])
+    store.send([("ACL", "SETUSER", "least", FOR_DURABLE_ACL)])  # an old server knows no such command
+    server.acl_log_reset()
+    url = redis_url.replace("redis://", "redis://least:secret@")
+    try:
+        with started("worker", "--model", "echo", "--redis", url, "--queue", queue), Client(url, queue=queue) as client:
+            assert client.submit("hello", max_tokens=4, durable=True).result(timeout=30).usage.completion_tokens == 4
+            client.submit("later", delay_s=3600, id="later").cancel()
+            answer = checks(url, queue)
+        assert denied(server) == set()
+    finally:
+        server.acl_deluser("least")
+    assert answer[1]["permissions"]["status"] == answer[1]["workers"]["status"] == "ok"
+
+
+def denied(server: redis.Redis) -> set[str]:
+    """What the server refused to the user `least`, but for what doctor and redis-py may do without."""
+    refused = {str(entry["object"]) for entry in server.acl_log() if entry["username"] == "least"}
+    return refused - {"client|setinfo", "client|setname", "client", "config|get", "config"}
+
+
+@pytest.mark.usefixtures("worker")
+def test_doctor_tells_of_dead_letters(redis_url: str, queue: str, server: redis.Redis) -> None:
+    server.xadd(Keys(queue).dead, {"reason": "conflict", "id": "q-1"})
+    code, found = checks(redis_url, queue)
+    assert code == 0
+    assert (found["dead letters"]["status"], found["dead letters"]["detail"]) == ("warning", "1")
+    for name in ("transport", "latency", "clock", "orphans", "quarantine", "replicas", "libraries"):
+        assert found[name]["status"] == "ok", found[name]

@@ -12,7 +12,7 @@ import redis
 from click.testing import CliRunner
 from tokenmill import AsyncClient, Client, UnavailableError
 from tokenmill.cli import main
-from tokenmill.cli.checks import LEAST_ACL
+from tokenmill.cli.server_checks import LEAST_ACL
 from tokenmill.wire.keys import Keys
 from tokenmill.wire.store import connect
 

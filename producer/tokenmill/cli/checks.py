@@ -2,37 +2,34 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import redis
 
+from tokenmill.cli.server_checks import (
+    FOR_DURABLE_ACL,
+    LEAST_ACL,
+    Finding,
+    look_at_clock,
+    look_at_cluster,
+    look_at_eviction,
+    look_at_latency,
+    look_at_memory,
+    look_at_persistence,
+    look_at_replicas,
+    look_at_transport,
+    look_at_version,
+)
 from tokenmill.wire.errors import TokenmillError
 from tokenmill.wire.keys import PREFIX, Keys
 from tokenmill.wire.store import connect, hide_password
 
-Status = Literal["ok", "warning", "broken"]
-Info = Mapping[str, object]
-
-OLDEST = {"redis": (6, 2), "valkey": (7, 2)}
 PROBE_TTL_MS = 60_000  # of the permission check's key, were its removal to fail
-LEAST_ACL = (
-    f"~{PREFIX}* +@stream +@hash +@sortedset +@set +@connection +del +exists +expire +pexpire +eval +evalsha "
-    "+set +time +wait +info +cluster|slots"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `advice` says what to do when it is not ok."""
-
-    check: str
-    status: Status
-    detail: str
-    advice: str = ""
+NUM_PINGS = 20
 
 
 def look_at_server(url: str, queue: str) -> Iterator[Finding]:
@@ -46,53 +43,52 @@ def look_at_server(url: str, queue: str) -> Iterator[Finding]:
         return
     with server:
         yield Finding("server", "ok", hide_password(url))
-        yield from _look_at_info(server)
+        yield look_at_transport(url)
+        yield from _look_at_info(server, url)
+        with suppress(redis.ResponseError):  # who may not ask the time is told so by the look at permissions
+            yield from _look_at_times(server)
         yield look_at_permissions(server, queue)
 
 
-def _look_at_info(server: "redis.Redis") -> Iterator[Finding]:
+def _look_at_info(server: "redis.Redis", url: str) -> Iterator[Finding]:
     try:
         info = server.info()
     except redis.RedisError as error:
         yield Finding("settings", "warning", f"INFO is not allowed: {error}", "ask whoever runs the server")
         return
+    settings = _settings(server)
     yield look_at_version(info)
     yield look_at_eviction(info)
-    yield look_at_persistence(info)
-    yield look_at_cluster(info)
+    yield look_at_memory(info)
+    yield look_at_persistence(info, settings.get("appendfsync"))
+    min_replicas = settings.get("min-replicas-to-write")
+    yield look_at_replicas(info, None if min_replicas is None else int(min_replicas))
+    yield look_at_cluster(info, url)
 
 
-def look_at_version(info: Info) -> Finding:
-    name = "valkey" if "valkey_version" in info else "redis"
-    text = str(info.get(f"{name}_version", "0"))
-    version = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
-    wanted = ".".join(map(str, OLDEST[name]))
-    if version < OLDEST[name]:
-        return Finding("version", "broken", f"{name} {text}", f"at least {wanted} is needed")
-    return Finding("version", "ok", f"{name} {text} (at least {wanted})")
+def _settings(server: "redis.Redis") -> dict[str, str]:
+    """Those that INFO does not tell; none where CONFIG is forbidden, as managed servers do."""
+    settings: dict[str, str] = {}
+    for name in ("appendfsync", "min-replicas-to-write"):
+        with suppress(redis.ResponseError):
+            settings.update({_text(key): _text(value) for key, value in server.config_get(name).items()})
+    return settings
 
 
-def look_at_eviction(info: Info) -> Finding:
-    policy = str(info.get("maxmemory_policy", "unknown"))
-    if policy in ("noeviction", "unknown"):
-        return Finding("eviction", "ok" if policy == "noeviction" else "warning", f"maxmemory-policy {policy}")
-    advice = "the server would drop requests when memory is short: CONFIG SET maxmemory-policy noeviction"
-    return Finding("eviction", "broken", f"maxmemory-policy {policy}", advice)
+def _look_at_times(server: "redis.Redis") -> Iterator[Finding]:
+    pings_ms = []
+    for _ in range(NUM_PINGS):
+        started_s = time.perf_counter()
+        server.ping()
+        pings_ms.append((time.perf_counter() - started_s) * 1000)
+    yield look_at_latency(pings_ms)
+    sent_s = time.time()
+    seconds, microseconds = server.time()
+    yield look_at_clock(seconds * 1000 + microseconds / 1000, sent_s * 1000, time.time() * 1000)
 
 
-def look_at_persistence(info: Info) -> Finding:
-    if not info.get("aof_enabled"):
-        advice = "a restart of the server would lose every request: CONFIG SET appendonly yes"
-        return Finding("persistence", "warning", "append-only file off", advice)
-    if info.get("aof_last_write_status", "ok") != "ok":
-        return Finding("persistence", "broken", "the append-only file cannot be written", "look at the server's disk")
-    return Finding("persistence", "ok", "append-only file on")
-
-
-def look_at_cluster(info: Info) -> Finding:
-    if info.get("cluster_enabled"):
-        return Finding("cluster", "ok", "cluster mode: a queue's keys share one slot")
-    return Finding("cluster", "ok", "one server")
+def _text(value: str | bytes | None) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""
 
 
 def look_at_permissions(server: "redis.Redis", queue: str) -> Finding:
@@ -105,7 +101,8 @@ def look_at_permissions(server: "redis.Redis", queue: str) -> Finding:
         server.xreadgroup("doctor", "doctor", {key: ">"}, count=1)
         server.delete(key)
     except redis.RedisError as error:
-        return Finding("permissions", "broken", str(error), f"the least that an ACL user needs: {LEAST_ACL}")
+        advice = f"the least that an ACL user needs: {LEAST_ACL} (and {FOR_DURABLE_ACL} from server 7.2 on)"
+        return Finding("permissions", "broken", str(error), advice)
     return Finding("permissions", "ok", "streams, groups and scripts")
 
 

@@ -27,7 +27,7 @@ class Mailbox:
 
     def __init__(self, url: str, queue: str) -> None:
         self._keys = Keys(queue)
-        self._store = Store(connect(url))
+        self._store = Store(connect(url, key=self._keys.tag))
 
     def letters(self, limit: int | None = None) -> list[DeadLetter]:
         return self._run(read_letters(self._keys, limit=limit))

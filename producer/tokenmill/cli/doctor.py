@@ -7,18 +7,15 @@ from dataclasses import asdict
 import click
 import redis
 
-from tokenmill.cli.checks import (
-    Finding,
-    Status,
-    look_at_device,
-    look_at_model,
-    look_at_server,
-    look_at_worker_extra,
-)
+from tokenmill.cli.checks import look_at_device, look_at_model, look_at_server, look_at_worker_extra
 from tokenmill.cli.exits import Exit, with_exit_codes
 from tokenmill.cli.options import json_option, queue_option, redis_option
+from tokenmill.cli.queue_checks import look_at_dead_letters, look_at_orphans, look_at_quarantine, look_at_workers
+from tokenmill.cli.server_checks import Finding, Status, look_at_libraries
 from tokenmill.client import Client
 from tokenmill.wire.errors import TokenmillError
+from tokenmill.wire.keys import Keys
+from tokenmill.wire.store import Store, Transitions, connect
 
 MARKS: dict[Status, str] = {"ok": "ok     ", "warning": "warning", "broken": "BROKEN "}
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "broken": "red"}
@@ -56,22 +53,27 @@ def _look(url: str, queue: str, model: str | None) -> Iterator[Finding]:
         is_served = is_served or (finding.check, finding.status) == ("server", "ok")
         yield finding
     if is_served:
-        yield _look_at_workers(url, queue)
+        yield from _look_at_queue(url, queue)
+    yield look_at_libraries()
     yield look_at_worker_extra()
     if model is not None:
         yield look_at_model(model)
     yield look_at_device()
 
 
-def _look_at_workers(url: str, queue: str) -> Finding:
+def _look_at_queue(url: str, queue: str) -> Iterator[Finding]:
+    keys = Keys(queue)
     try:
-        with Client(url, queue=queue) as client:
-            workers = client.statistics().workers
+        with Client(url, queue=queue) as client, connect(url, key=keys.tag) as server:
+            statistics = client.statistics()
+            gone = Store(server).run(Transitions(keys).find_dead())
     except (TokenmillError, redis.RedisError) as error:
-        return Finding("workers", "broken", f"the queue cannot be looked at: {error}")
-    if not workers:
-        return Finding("workers", "warning", f"none on queue {queue!r}", "start one: tokenmill worker --redis URL")
-    return Finding("workers", "ok", f"{len(workers)} on queue {queue!r}")
+        yield Finding("workers", "broken", f"the queue cannot be looked at: {error}")
+        return
+    yield look_at_workers(statistics)
+    yield look_at_orphans(gone, statistics)
+    yield look_at_quarantine(statistics)
+    yield look_at_dead_letters(statistics)
 
 
 def _show(finding: Finding) -> None:

@@ -1,0 +1,44 @@
+"""What `tokenmill doctor` makes of a queue's statistics. Pure functions; they ask nobody."""
+
+from collections.abc import Sequence
+
+from tokenmill.cli.server_checks import Finding
+from tokenmill.wire.keys import Lane
+from tokenmill.wire.store import QueueStatistics
+
+
+def look_at_workers(statistics: QueueStatistics) -> Finding:
+    workers = statistics.workers
+    if not workers:
+        advice = "start one: tokenmill worker --redis URL"
+        return Finding("workers", "warning", f"none on queue {statistics.queue!r}", advice)
+    late = [worker.name for worker in workers if worker.lease_left_s <= 0]
+    if late:
+        advice = "dead, stalled or cut off: its log says; another worker takes its requests over"
+        return Finding("workers", "warning", f"no sign of life from {', '.join(late)}", advice)
+    shortest_s = min(worker.lease_left_s for worker in workers)
+    return Finding("workers", "ok", f"{len(workers)} on queue {statistics.queue!r}, leases for {shortest_s:.0f} s more")
+
+
+def look_at_orphans(gone: Sequence[str], statistics: QueueStatistics) -> Finding:
+    """`gone`: consumers that hold entries, or held a lease, and have none now."""
+    if not gone:
+        return Finding("orphans", "ok", "nothing is held by a worker that is gone")
+    is_served = any(worker.lease_left_s > 0 for worker in statistics.workers)
+    advice = "a worker takes them over within a lease or two" if is_served else "a worker takes them over: start one"
+    return Finding("orphans", "warning", f"requests are held by {len(gone)} workers that are gone", advice)
+
+
+def look_at_quarantine(statistics: QueueStatistics) -> Finding:
+    lane = statistics.lanes[Lane.QUARANTINE.value]
+    if not lane.backlog + lane.in_flight:
+        return Finding("quarantine", "ok", "empty")
+    advice = "each brought workers down twice and runs alone now; the workers' logs say what happened"
+    return Finding("quarantine", "warning", f"{lane.backlog} wait, {lane.in_flight} at work", advice)
+
+
+def look_at_dead_letters(statistics: QueueStatistics) -> Finding:
+    if not statistics.dead_letters:
+        return Finding("dead letters", "ok", "none")
+    advice = "see why: tokenmill dead list; then redrive or purge them"
+    return Finding("dead letters", "warning", str(statistics.dead_letters), advice)

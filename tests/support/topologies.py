@@ -7,6 +7,7 @@ cluster is put together by commands.
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ NUM_MASTERS = 3
 NUM_SLOTS = 16_384
 SERVICE = "millmaster"
 _BUS_OFFSET = 10_000  # of a cluster node's second port
+_PORTS = (11_000, 22_000)
 
 
 @dataclass(eq=False)
@@ -107,7 +109,7 @@ class SecureServer:
 def running_cluster() -> Iterator[Cluster]:
     """Three masters with a replica each, all slots served, and every node knows it."""
     with _folder() as folder, contextlib.ExitStack() as stack:
-        ports = _free_ports(2 * NUM_MASTERS, below=65_536 - _BUS_OFFSET)
+        ports = _free_ports(2 * NUM_MASTERS)
         options = {
             "cluster-enabled": "yes",
             "cluster-node-timeout": str(NODE_TIMEOUT_MS),
@@ -329,17 +331,24 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(number: int, *, below: int = 65_536) -> list[int]:
-    """Free ports, told apart by being held open together."""
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < number:
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            if port < below:
-                ports.append(port)
-        return ports
+def _free_ports(number: int) -> list[int]:
+    """Free ports, each with the one that a cluster node would add to it.
+
+    Below those that the kernel gives to outgoing connections, so that none of them takes one meanwhile.
+    """
+    ports: list[int] = []
+    while len(ports) < number:
+        port = random.randrange(*_PORTS)
+        if port not in ports and _is_free(port) and _is_free(port + _BUS_OFFSET):
+            ports.append(port)
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def _openssl(folder: Path, *arguments: str) -> None:

@@ -1,8 +1,9 @@
 """What one request has said, and how much of it the server has. Knows no server, no thread and no engine."""
 
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from bisect import bisect_right
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import Literal
 
 from tokenmill.wire.errors import FencedError
 from tokenmill.wire.messages import (
@@ -33,15 +34,57 @@ _ENDINGS: dict[FinishReason, tuple[TerminalType, _FinalState]] = {
     "error": ("error", "failed"),
 }
 
+_position = itemgetter(0)
 
-class _Said(NamedTuple):
-    """One token of one choice, with the text that became final with it."""
 
-    choice: int
-    token_id: int
-    text: str
-    logprob: TokenLogprob | None
-    finish_reason: FinishReason | None
+class _Log:
+    """Tokens in stream order, from offset `base` on, with what a delta tells of them; kept to the end, for resending.
+
+    Three lists side by side and not one of records: there is an entry for every token of every request.
+    """
+
+    def __init__(self, base: int, *, wants_logprobs: bool) -> None:
+        self.base = base
+        self.token_ids: list[int] = []
+        self.texts: list[str] = []
+        self.logprobs: list[Logprobs] | None = [] if wants_logprobs else None
+        self._starts: list[tuple[int, int]] = []  # (position, choice) where another choice goes on
+        self._endings: dict[int, FinishReason] = {}  # position after a choice's last token
+
+    @property
+    def end(self) -> int:
+        return self.base + len(self.token_ids)
+
+    def append(self, event: TokenEvent) -> None:
+        if not event.token_ids:
+            return
+        if not self._starts or self._starts[-1][1] != event.index:
+            self._starts.append((len(self.token_ids), event.index))
+        self.token_ids += event.token_ids
+        self.texts += event.texts
+        if self.logprobs is not None:
+            self.logprobs += event.logprobs
+        if event.finish_reason is not None:
+            self._endings[len(self.token_ids)] = event.finish_reason
+
+    def deltas(self, offset: int) -> Iterator[DeltaEntry]:
+        """Of the tokens from `offset` on: one for each run of tokens of one choice."""
+        first = offset - self.base
+        runs = self._starts[bisect_right(self._starts, first, key=_position) - 1 :] if self._starts else []
+        ends = [start for start, _ in runs[1:]] + [len(self.token_ids)]
+        for (start, choice), end in zip(runs, ends, strict=False):
+            if end > first:
+                yield self._delta(choice, max(start, first), end)
+
+    def _delta(self, choice: int, start: int, end: int) -> DeltaEntry:
+        return DeltaEntry(
+            offset=self.base + start,
+            index=choice,
+            text="".join(self.texts[start:end]),
+            token_ids=tuple(self.token_ids[start:end]),
+            finish_reason=self._endings.get(end),
+            logprobs=tuple(map(_logprob, self.logprobs[start:end])) if self.logprobs is not None else None,
+        )
 
 
 class _ChoiceSoFar:
@@ -66,13 +109,13 @@ class Outbox:
     def __init__(self, admission: Admission, *, now_s: float) -> None:
         self.tenure = admission.tenure
         self.num_published = self.tenure.num_published
-        self._base = self.num_published  # offset of _said[0]
+        wants_logprobs = admission.request.params.logprobs is not None
+        self._log = _Log(self.num_published, wants_logprobs=wants_logprobs)
         self._is_streaming = admission.is_streaming
-        self._said: list[_Said] = []  # in stream order; kept to the end, for resending
-        self._fresh: list[_Said] = []  # not yet put in order
+        self._fresh: list[TokenEvent] = []  # not yet put in order
+        self._num_fresh = 0  # tokens of those
         told = admission.told or (ToldChoice(),) * admission.request.params.n
         self._choices = [_ChoiceSoFar(choice) for choice in told]
-        self._wants_logprobs = admission.request.params.logprobs is not None
         self._usage: Usage | None = None
         self._error: ErrorInfo | None = None
         self._first_token_ms: float | None = None
@@ -85,7 +128,8 @@ class Outbox:
         choice = self._choices[event.index]
         choice.texts.extend(event.texts)
         choice.finish_reason = event.finish_reason or choice.finish_reason
-        self._fresh.extend(_said(event))
+        self._fresh.append(event)
+        self._num_fresh += len(event.token_ids)
         if event.token_ids and self._first_token_ms is None and not self.tenure.num_published:
             self._first_token_ms = now_ms - self.tenure.accepted_ms
         if event.error is not None:
@@ -106,7 +150,7 @@ class Outbox:
 
     @property
     def num_unpublished(self) -> int:
-        return self._base + len(self._said) + len(self._fresh) - self.num_published
+        return self._log.end + self._num_fresh - self.num_published
 
     def is_due(self, now_s: float) -> bool:
         """Is it time to publish? A request nobody watches is written down now and then, against the worker's death."""
@@ -151,7 +195,7 @@ class Outbox:
             terminal=terminal,
             state=state,
             group=self.tenure.group,
-            num_tokens=self._base + len(self._said),
+            num_tokens=self._log.end,
         )
 
     def acknowledge(self, num_published: int, *, now_s: float) -> None:
@@ -159,31 +203,19 @@ class Outbox:
 
         Raises FencedError when that is no part of what this outbox can tell: then it speaks of another's stream.
         """
-        if not self._base <= num_published <= self._base + len(self._said):
+        if not self._log.base <= num_published <= self._log.end:
             raise FencedError(f"the server has {num_published} tokens of {self.tenure.request_id}, never sent by us")
         self.num_published = num_published
         self._published_at_s = now_s
 
     def _entries(self) -> tuple[DeltaEntry, ...]:
-        self._said += sorted(self._fresh, key=lambda said: said.choice)  # stable: each choice keeps its order
+        if len(self._choices) > 1:
+            self._fresh.sort(key=lambda event: event.index)  # stable: each choice keeps its order
+        for event in self._fresh:
+            self._log.append(event)
         self._fresh.clear()
-        unpublished = self._said[self.num_published - self._base :]
-        entries: list[DeltaEntry] = []
-        offset = self.num_published
-        for index, run in itertools.groupby(unpublished, key=lambda said: said.choice):
-            entries.append(self._entry(offset, index, list(run)))
-            offset = entries[-1].end
-        return tuple(entries)
-
-    def _entry(self, offset: int, index: int, run: Sequence[_Said]) -> DeltaEntry:
-        return DeltaEntry(
-            offset=offset,
-            index=index,
-            text="".join(said.text for said in run),
-            token_ids=tuple(said.token_id for said in run),
-            finish_reason=run[-1].finish_reason,
-            logprobs=tuple(said.logprob for said in run if said.logprob is not None) if self._wants_logprobs else None,
-        )
+        self._num_fresh = 0
+        return tuple(self._log.deltas(self.num_published))
 
     def _final_reason(self) -> FinishReason:
         """The request's own: the first choice's, unless some choice was ended from outside or failed."""
@@ -226,14 +258,5 @@ class Rejected:
         )
 
 
-def _said(event: TokenEvent) -> Iterator[_Said]:
-    last = len(event.token_ids) - 1
-    logprobs: Sequence[Logprobs | None] = event.logprobs or (None,) * len(event.token_ids)
-    for position, (token_id, text, logprob) in enumerate(zip(event.token_ids, event.texts, logprobs, strict=True)):
-        yield _Said(
-            event.index,
-            token_id,
-            text,
-            None if logprob is None else TokenLogprob(logprob=logprob.chosen, top=logprob.top),
-            event.finish_reason if position == last else None,
-        )
+def _logprob(logprob: Logprobs) -> TokenLogprob:
+    return TokenLogprob(logprob=logprob.chosen, top=logprob.top)

@@ -7,7 +7,7 @@ cannot write twice, and a reader resumes by offset whoever the worker is.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -35,13 +35,16 @@ def split_stream_id(entry_id: str) -> tuple[int, int]:
     return told >> _OFFSET_BITS, told & ((1 << _OFFSET_BITS) - 1)
 
 
-class DeltaEntry(Frozen):
-    """Tokens [offset, offset + len(token_ids)) of a request, all of one choice. At least one: its id is their end."""
+class DeltaEntry(NamedTuple):
+    """Tokens [offset, offset + len(token_ids)) of a request, all of one choice. At least one: its id is their end.
 
-    offset: int = Field(ge=0)
-    token_ids: tuple[int, ...] = Field(min_length=1)
+    (A named tuple: a worker makes thousands a second. What comes from the wire is checked by `decode_entry`.)
+    """
+
+    offset: int
+    token_ids: tuple[int, ...]
     text: str
-    index: int = Field(default=0, ge=0)
+    index: int = 0  # type: ignore[assignment]  # of the choice; nobody searches an entry with tuple.index
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
 
@@ -54,7 +57,7 @@ class DeltaEntry(Frozen):
             "type": "delta",
             "offset": str(self.offset),
             "text": self.text,
-            "tokens": _dump(self.token_ids),
+            "tokens": f"[{','.join(map(str, self.token_ids))}]",
         }
         if self.index:
             fields["index"] = str(self.index)
@@ -109,7 +112,8 @@ class TerminalEntry(Frozen):
 Entry = DeltaEntry | ResetEntry | TerminalEntry
 
 _DEFERRED = ConfigDict(defer_build=True)  # built at first use, as the models are
-_TOKENS = TypeAdapter(tuple[int, ...], config=_DEFERRED)
+_REASONS = frozenset(get_args(FinishReason))
+_TOKENS = TypeAdapter(Annotated[tuple[int, ...], Field(min_length=1)], config=_DEFERRED)
 _LOGPROBS = TypeAdapter(tuple[TokenLogprob, ...], config=_DEFERRED)
 _CHOICES = TypeAdapter(tuple[ChoiceText, ...], config=_DEFERRED)
 
@@ -130,15 +134,16 @@ def decode_entry(entry_id: str, fields: Fields) -> Entry:
 
 
 def _decode_delta(fields: Fields) -> DeltaEntry:
-    return DeltaEntry.model_validate(
-        {
-            "offset": int(fields[b"offset"]),
-            "token_ids": _TOKENS.validate_json(fields[b"tokens"]),
-            "text": fields[b"text"].decode(),
-            "index": int(fields.get(b"index", b"0")),
-            "finish_reason": _optional_text(fields, b"finish_reason"),
-            "logprobs": _optional(_LOGPROBS.validate_json, fields, b"logprobs"),
-        }
+    offset, index = int(fields[b"offset"]), int(fields.get(b"index", b"0"))
+    if offset < 0 or index < 0:
+        raise ValueError("a negative offset or index")
+    return DeltaEntry(
+        offset,
+        _TOKENS.validate_json(fields[b"tokens"]),
+        fields[b"text"].decode(),
+        index,
+        _optional(_reason, fields, b"finish_reason"),
+        _optional(_LOGPROBS.validate_json, fields, b"logprobs"),
     )
 
 
@@ -160,8 +165,11 @@ def _optional(parse: Callable[[bytes], T], fields: Fields, name: bytes) -> T | N
     return parse(fields[name]) if name in fields else None
 
 
-def _optional_text(fields: Fields, name: bytes) -> str | None:
-    return fields[name].decode() if name in fields else None
+def _reason(value: bytes) -> FinishReason:
+    reason = value.decode()
+    if reason not in _REASONS:
+        raise ValueError(f"the finish_reason {reason!r} is none")
+    return cast("FinishReason", reason)
 
 
 def _logprob_fields(logprob: TokenLogprob) -> dict[str, object]:

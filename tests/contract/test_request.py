@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenmill.wire.errors import DecodeError, InvalidRequestError
 from tokenmill.wire.keys import MAX_BODY_BYTES
-from tokenmill.wire.messages import Request, SamplingParams, check_request_id
+from tokenmill.wire.messages import Request, RequestDecoder, SamplingParams, check_request_id
 
 TURN = {"role": "user", "content": "hi"}
 
@@ -277,3 +277,34 @@ def test_any_json_object_is_a_request_or_a_clear_refusal(body: dict[str, object]
 def test_any_bytes_are_a_request_or_a_clear_refusal(body: bytes) -> None:
     with pytest.raises((DecodeError, InvalidRequestError)):
         Request.decode(body)
+
+
+def test_a_decoder_that_knows_the_kind_gives_what_a_full_look_gives() -> None:
+    decoder = RequestDecoder()
+    kinds: list[dict[str, object]] = [
+        {},
+        {"max_tokens": 1},
+        {"stop": ["a"]},
+        {"temperature": 1.0},
+        {"model": "m", "x": {"stream": "final"}},
+    ]
+    for prompt in ("hi", "you", "h\u00e9\u6f22", "-"):
+        for fields in kinds:
+            body = Request.from_object({"prompt": prompt, **fields}).encode()
+            decoded = decoder.decode(body)
+            assert decoded == Request.decode(body)
+            assert (decoded.encode(), decoded.digest) == (body, Request.decode(body).digest)
+
+
+@pytest.mark.parametrize("prompt", ["", 5, [], None, "\ud800"])
+def test_a_decoder_that_knows_the_kind_still_looks_at_the_prompt(prompt: object) -> None:
+    decoder = RequestDecoder()
+    decoder.decode(json.dumps({"prompt": "hi"}).encode())
+    with pytest.raises(InvalidRequestError, match="prompt"):
+        decoder.decode(json.dumps({"prompt": prompt}).encode())
+
+
+def test_a_decoder_gives_equal_sampling_as_one_object() -> None:
+    decoder = RequestDecoder()
+    first, second = (decoder.decode(json.dumps({"prompt": prompt, "top_k": 3}).encode()) for prompt in ("a", "b"))
+    assert first.sampling is second.sampling

@@ -9,7 +9,7 @@ from typing import cast
 
 from tokenmill.wire.errors import DecodeError
 from tokenmill.wire.errors import InvalidRequestError as InvalidOnWireError
-from tokenmill.wire.messages import Request
+from tokenmill.wire.messages import RequestDecoder
 from tokenmill.wire.store import BeginReply, Claim, Delivery, Store, Transitions
 
 from tokenmill_worker.engine.api import InvalidRequestError
@@ -48,6 +48,7 @@ class Intake:
         self._holdings = holdings
         self._clock = clock
         self._fingerprint = fingerprint
+        self._decoder = RequestDecoder()
 
     def take(self, worker: str, deliveries: Sequence[Delivery]) -> Iterator[Admission]:
         """The good ones among the deliveries, each as soon as it is ready; the others are settled.
@@ -95,7 +96,7 @@ class Intake:
         return None
 
     def _build(self, tenure: Tenure, body: bytes, entries: Sequence[StreamEntry]) -> Admission:
-        request = Request.decode(body)
+        request = self._decoder.decode(body)
         told: tuple[ToldChoice, ...] = ()
         if entries:
             told = told_choices(entries, num_choices=request.sampling.n or 1)

@@ -1,9 +1,12 @@
 """From a request on the wire to what the engine takes: model name, template, token ids, defaults. Knows no server."""
 
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from tokenmill.wire.messages import Priority, Request
+from tokenmill.wire.messages import SamplingParams as WireParams
+from tokenmill.wire.messages.request import MAX_KINDS
 
 from tokenmill_worker.engine.api import EngineRequest, InvalidRequestError, SamplingParams
 from tokenmill_worker.engine.batch import Tokenizer
@@ -32,12 +35,13 @@ class RequestBuilder:
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
+        self._known: dict[int, tuple[WireParams, SamplingParams]] = {}  # by identity: a decoder gives equals as one
 
     def build(self, request_id: str, request: Request, told: tuple[ToldChoice, ...] = ()) -> EngineRequest:
         """`told` is what earlier workers told of it, one per choice, or empty."""
         self._check_model(request.model)
         params = self._params(request)
-        prompt_token_ids = self._token_ids(request)
+        prompt_token_ids = array("i", self._token_ids(request))  # which numpy takes as it is, here and in the engine
         self._model.engine.validate(prompt_token_ids, params)
         return EngineRequest(
             request_id=request_id,
@@ -58,8 +62,15 @@ class RequestBuilder:
 
     def _params(self, request: Request) -> SamplingParams:
         """The request's own values, else the model's, else OpenAI's (which are the engine's own defaults)."""
+        known = self._known.get(id(request.sampling))
+        if known is not None:
+            return known[1]
         given = request.sampling.given()
-        return SamplingParams(**{**self._model.defaults, **given})  # type: ignore[arg-type]  # both sides are checked
+        params = SamplingParams(**{**self._model.defaults, **given})  # type: ignore[arg-type]  # both sides are checked
+        if len(self._known) >= MAX_KINDS:
+            self._known.clear()
+        self._known[id(request.sampling)] = (request.sampling, params)  # held, so that no other gets its identity
+        return params
 
     def _token_ids(self, request: Request) -> Sequence[int]:
         if request.messages is not None:

@@ -18,6 +18,7 @@ from tokenmill.wire.messages.request import (
     Message,
     Priority,
     Request,
+    RequestDecoder,
     SamplingParams,
     check_request_id,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "Priority",
     "RawEntry",
     "Request",
+    "RequestDecoder",
     "ResetEntry",
     "SamplingParams",
     "TerminalEntry",

@@ -19,6 +19,8 @@ from tokenmill.wire.keys import MAX_BODY_BYTES, RESULT_TTL_S
 from tokenmill.wire.messages.base import Frozen, validate
 
 PROTOCOL_VERSION = 1
+MAX_KIND_LENGTH = 4_096  # characters: a kind with longer stop strings is not remembered
+MAX_KINDS = 1_000  # of requests that a decoder remembers: all but those of a run with a seed for each row
 
 Priority = Literal["high", "normal", "bulk"]
 
@@ -232,6 +234,13 @@ class Request(Frozen):
         _check_size(len(request._encoded_or_refused()))
         return request
 
+    def _with_prompt(self, prompt: str) -> "Request":
+        """The same but for a prompt that needs no check."""
+        other = self.model_copy(update={"prompt": prompt})
+        for cached in ("_encoded", "digest"):
+            other.__dict__.pop(cached, None)
+        return other
+
     def encode(self) -> bytes:
         """Canonical JSON: sorted keys, defaults left out; equal requests have equal bytes."""
         return self._encoded
@@ -272,6 +281,35 @@ class Request(Frozen):
         if options:
             fields["x"] = options
         return fields
+
+
+class RequestDecoder:
+    """Decodes bodies of a stream of requests; of one that differs from an earlier one in its prompt alone, no more is
+    looked at than the prompt. Not for several threads.
+    """
+
+    def __init__(self) -> None:
+        self._like: dict[str, Request] = {}
+
+    def decode(self, body: bytes) -> Request:
+        """As `Request.decode`, with the same errors. Equal `sampling` is the same object."""
+        fields = decode_object(body)
+        prompt = fields.get("prompt")
+        if type(prompt) is not str or not prompt or b"\\u" in body:  # an escape may hide half a surrogate pair
+            return Request.from_object(fields)
+        fields["prompt"] = "-"
+        kind = repr(fields)
+        like = self._like.get(kind)
+        if like is None:
+            like = self._remember(kind, Request.from_object(fields))
+        return like._with_prompt(prompt)
+
+    def _remember(self, kind: str, like: Request) -> Request:
+        if len(self._like) >= MAX_KINDS:
+            self._like.clear()
+        if len(kind) <= MAX_KIND_LENGTH:
+            self._like[kind] = like
+        return like
 
 
 _SUBJECT = frozenset(("prompt", "messages", "model"))

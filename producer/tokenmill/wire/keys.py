@@ -107,7 +107,7 @@ class Keys:
 
     @property
     def mark(self) -> str:
-        """String: written behind what shall be durable, so that there is a write to wait for; DURABLE_TIMEOUT_MS."""
+        """Hash: written behind what shall be durable, so that there is a write to wait for; DURABLE_TIMEOUT_MS."""
         return f"{self.tag}mark"
 
     @property

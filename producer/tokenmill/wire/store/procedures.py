@@ -80,12 +80,12 @@ def promote(keys: Keys, request_ids: Sequence[str]) -> Steps[int]:
 
 def confirm(keys: Keys) -> Steps[Durability]:
     """WAITAOF and WAIT wait for the last write of their own connection, which a retry may have changed: make one."""
-    mark: Command = ("SET", keys.mark, 1, "PX", DURABLE_TIMEOUT_MS)
-    marked, synced = yield [mark, ("WAITAOF", 1, 0, DURABLE_TIMEOUT_MS)]
+    mark: list[Command] = [("HSET", keys.mark, "at", 1), ("PEXPIRE", keys.mark, DURABLE_TIMEOUT_MS)]
+    marked, _, synced = yield [*mark, ("WAITAOF", 1, 0, DURABLE_TIMEOUT_MS)]
     checked(marked)  # without a write of its own the answer is about some other one
-    if not isinstance(synced, ResponseError):  # a server before 7.2, or one without an append-only file
+    if not isinstance(synced, ResponseError):  # before 7.2, without an append-only file, or not permitted
         return "aof" if checked(synced)[0] else "memory"
-    _, num_replicas = yield [mark, ("WAIT", 1, DURABLE_TIMEOUT_MS)]
+    *_, num_replicas = yield [*mark, ("WAIT", 1, DURABLE_TIMEOUT_MS)]
     return "replica" if checked(num_replicas) else "memory"
 
 

@@ -4,8 +4,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from tokenmill.wire.errors import UnavailableError
-from tokenmill.wire.store import Finish, FinishReply, Publication, PublishReply
+from redis.exceptions import ResponseError
+from tokenmill.wire.errors import QueueBusyError, UnavailableError
+from tokenmill.wire.store import Finish, FinishReply, Held, Publication, PublishReply, RetryReply
+from tokenmill_worker.engine.api import FinishReason, RowError
+from tokenmill_worker.queue.admission import Tenure
 from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.publisher import Publisher, Receipt
 
@@ -22,24 +25,47 @@ class FakePost:
         self.finished: list[Finish] = []
         self.num_sent = 0
         self.fenced: set[str] = set()
+        self.condemned: list[str] = []
+        self.faults: dict[str, Exception] = {}
+        self.num_retries_left = 0
         self.cancelled: tuple[str, ...] = ()
         self.num_outages = 0
         self.num_lost_replies = 0
         self.lock = threading.Lock()
 
-    def send(self, worker: str, publications: Sequence[Publication], finishes: Sequence[Finish]) -> Receipt:
+    def send(
+        self,
+        worker: str,
+        publications: Sequence[Publication],
+        finishes: Sequence[Finish],
+        retries: Sequence[Held] = (),
+    ) -> Receipt:
         with self.lock:
             if self.num_outages:
                 self.num_outages -= 1
                 raise UnavailableError("away")
             self.num_sent += bool(publications or finishes)
             receipt = Receipt(
-                [self._publish(p) for p in publications], [self._finish(f) for f in finishes], self.cancelled
+                published=[self._fault(p.request_id) or self._publish(p) for p in publications],
+                finished=[self._fault(f.request_id) or self._finish(f) for f in finishes],
+                retried=[self._retry(held) for held in retries],
+                cancelled=self.cancelled,
             )
             if self.num_lost_replies and (publications or finishes):
                 self.num_lost_replies -= 1
                 raise UnavailableError("reply lost")
             return receipt
+
+    def condemn(self, tenure: Tenure, error: Exception) -> bool:
+        self.condemned.append(tenure.request_id)
+        return True
+
+    def _fault(self, request_id: str) -> Exception | None:
+        return self.faults.get(request_id)
+
+    def _retry(self, held: Held) -> RetryReply:
+        self.num_retries_left -= 1
+        return "ok" if self.num_retries_left >= 0 else "exhausted"
 
     def _publish(self, publication: Publication) -> PublishReply:
         request_id = publication.request_id
@@ -179,6 +205,66 @@ def test_a_rejected_request_gets_its_error(publisher: Publisher, post: FakePost,
     holdings.hold(held)
     publisher.reject(held, code="model_not_found", message="no such model")
     wait_until(lambda: not len(holdings), description="the error is told")
+    assert [finish.terminal.type for finish in post.finished] == ["error"]
+
+
+def test_a_full_server_that_takes_no_delta_still_takes_final_words(
+    publisher: Publisher, post: FakePost, holdings: Holdings, open_request: Callable[[str], None]
+) -> None:
+    open_request("q-1")
+    open_request("q-2")
+    post.faults["q-1"] = QueueBusyError("full", retry_after_s=1.0)
+    publisher.publish([event("a"), event("x", request_id="q-2", ends="length")])
+    wait_until(lambda: len(holdings) == 1, description="q-2 is let go")
+    assert post.texts == {"q-2": "x"}
+    post.faults.clear()
+    publisher.publish([event("b", offset=1, ends="length")])
+    wait_until(lambda: not len(holdings), description="nothing of q-1 was lost")
+    assert post.texts == {"q-1": "ab", "q-2": "x"}
+    assert post.condemned == []
+
+
+@pytest.mark.parametrize("ends", ["length", None])
+def test_a_request_that_the_server_cannot_deal_with_is_ended_and_harms_nobody(
+    publisher: Publisher,
+    post: FakePost,
+    holdings: Holdings,
+    open_request: Callable[[str], None],
+    ends: FinishReason | None,
+) -> None:
+    open_request("q-1")
+    open_request("q-2")
+    post.faults["q-1"] = ResponseError("WRONGTYPE")
+    publisher.publish([event("a", ends=ends), event("x", request_id="q-2", ends="length")])
+    wait_until(lambda: not len(holdings), description="both are over")
+    assert (post.condemned, post.texts) == (["q-1"], {"q-2": "x"})
+    assert holdings.take_fenced() == ["q-1"]
+
+
+@pytest.mark.parametrize(("num_retries", "terminals"), [(1, []), (0, ["error"])])
+def test_a_request_on_which_the_engine_failed_is_retried_as_often_as_the_server_says(
+    publisher: Publisher,
+    post: FakePost,
+    holdings: Holdings,
+    open_request: Callable[[str], None],
+    num_retries: int,
+    terminals: list[str],
+) -> None:
+    post.num_retries_left = num_retries
+    open_request("q-1")
+    publisher.publish([event("", ends="error", error=RowError("engine_error", "boom"))])
+    wait_until(lambda: not len(holdings), description="it is let go")
+    assert [finish.terminal.type for finish in post.finished] == terminals
+    wait_until(lambda: publisher.statistics().num_retried == num_retries, description="it is counted")
+
+
+def test_a_request_whose_own_fault_it_is_is_not_retried(
+    publisher: Publisher, post: FakePost, holdings: Holdings, open_request: Callable[[str], None]
+) -> None:
+    post.num_retries_left = 1
+    open_request("q-1")
+    publisher.publish([event("", ends="error", error=RowError("context_length_exceeded", "too long"))])
+    wait_until(lambda: not len(holdings), description="it is told")
     assert [finish.terminal.type for finish in post.finished] == ["error"]
 
 

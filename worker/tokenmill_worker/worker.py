@@ -74,7 +74,7 @@ class Worker:
             try:
                 self.engine.add_request(admission.request)
             except InvalidRequestError as error:  # an earlier worker may have told more than this one allows
-                self.publisher.reject(admission.tenure, code=error.code, message=str(error))
+                self.publisher.reject(admission.tenure, code=error.code, message=str(error), told=admission.told)
 
     def _drain(self) -> None:
         """Nothing new comes. What fits into the drain time is finished; the rest is written down and handed back."""

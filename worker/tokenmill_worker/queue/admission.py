@@ -12,7 +12,8 @@ class Tenure:
     """This worker's hold on one request: what every later write about it must name. No two are equal.
 
     `fence` and `worker` are checked by the server at each write, so a tenure that was taken over can write nothing.
-    `num_published` counts the tokens that earlier workers told, over all choices, in this `epoch`. Server ms.
+    `num_published` counts the tokens that earlier workers told, over all choices, in this `epoch`; the first of them at
+    `first_token_ms`. Server ms.
     """
 
     worker: str
@@ -26,6 +27,7 @@ class Tenure:
     accepted_ms: float
     begun_ms: float
     deadline_ms: float | None = None
+    first_token_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from tokenmill_worker.engine.api import Capacity
 from tokenmill_worker.queue.admission import Admission, Tenure
 from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.intake import Intake
+from tokenmill_worker.queue.isolation import BROKEN
 from tokenmill_worker.queue.lanes import Lanes
 from tokenmill_worker.queue.lease import Lease
 from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
@@ -102,6 +103,9 @@ class Consumer(Service):
             except FencedError:
                 self._lease.renew_soon()
                 backoff.wait(self._stopping)
+            except BROKEN as error:  # no one request's fault: a lane or an index that is none any more
+                log.error("reading fails: %s", error)
+                backoff.wait(self._stopping)
 
     def _read_once(self) -> None:
         """One look at the lanes. Blocks while the engine has no room, and then while there is nothing to read."""
@@ -158,7 +162,7 @@ class Consumer(Service):
         try:
             self._audit(worker, Lane)
             self._hand_back(worker, self._holdings.tenures())
-        except (*OUTAGE, FencedError) as error:
+        except (*OUTAGE, *BROKEN, FencedError) as error:
             log.warning("%d requests are left to the takeover: %s", len(self._holdings), error)
 
     def _hand_back(self, worker: str, tenures: Sequence[Tenure]) -> None:

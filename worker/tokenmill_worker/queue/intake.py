@@ -5,8 +5,10 @@ Runs off the engine's thread. Knows no lanes' order and no buffer.
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import cast
 
+from redis.exceptions import ResponseError
 from tokenmill.wire.errors import DecodeError
 from tokenmill.wire.errors import InvalidRequestError as InvalidOnWireError
 from tokenmill.wire.messages import RequestDecoder
@@ -17,7 +19,9 @@ from tokenmill_worker.queue.admission import Admission, Tenure, ToldChoice
 from tokenmill_worker.queue.burial import burial, code_and_message
 from tokenmill_worker.queue.clock import ServerClock
 from tokenmill_worker.queue.holdings import Holdings
+from tokenmill_worker.queue.isolation import CODE, explain, is_broken, spread
 from tokenmill_worker.queue.lanes import Lanes
+from tokenmill_worker.queue.outage import OUTAGE
 from tokenmill_worker.queue.publisher import Publisher
 from tokenmill_worker.queue.requests import RequestBuilder
 from tokenmill_worker.queue.resume import StreamEntry, told_choices
@@ -58,13 +62,24 @@ class Intake:
         claims = [claim for delivery in deliveries if (claim := self._claim(worker, delivery)) is not None]
         if not claims:
             return
-        call = self._transitions.begin(worker, claims, fingerprint=self._fingerprint)
-        for claim, reply in zip(claims, self._store.run(call), strict=True):
-            if reply.status == "begun":
+        for claim, reply in zip(claims, self._begin(worker, claims), strict=True):
+            if isinstance(reply, Exception):
+                self._condemn(worker, claim, reply)
+            elif reply.status == "begun":
                 self._clock.hear(reply.begun_ms)
-                admission = self._admit(_tenure(worker, claim, reply), reply)
+                admission = self._admit(worker, claim, reply)
                 if admission is not None:
                     yield admission
+
+    def _begin(self, worker: str, claims: Sequence[Claim]) -> list[BeginReply | Exception]:
+        """An error for a claim is about that one; any other is raised."""
+        begin = partial(self._transitions.begin, worker, fingerprint=self._fingerprint)
+        (outcome,) = self._store.attempt([begin(claims)])
+        replies = spread(self._store, begin, claims, outcome)
+        for reply in replies:
+            if isinstance(reply, Exception) and not is_broken(reply):
+                raise reply
+        return replies
 
     # Before it is ours
 
@@ -79,41 +94,53 @@ class Intake:
             self._store.run(burial(self._transitions, worker, delivery, error))
             return None
 
+    def _condemn(self, worker: str, claim: Claim, error: Exception, fence: int | None = None) -> None:
+        log.error("request %s cannot begin: %s", claim.request_id, error)
+        call = self._transitions.condemn(worker, claim, fence=fence, code=CODE, message=explain(error))
+        self._store.run(call)
+
     # Now it is ours: from here on it ends with an admission or with a final word
 
-    def _admit(self, tenure: Tenure, reply: BeginReply) -> Admission | None:
-        entries = self._read_back(tenure) if reply.published else []  # may raise, so it comes before we hold anything
+    def _admit(self, worker: str, claim: Claim, reply: BeginReply) -> Admission | None:
+        tenure = _tenure(worker, claim, reply)
+        try:  # before we hold anything, so that what an outage leaves behind is found by the audit
+            entries = self._read_back(tenure) if reply.published else []
+        except ResponseError as error:
+            if isinstance(error, OUTAGE):
+                raise
+            self._condemn(worker, claim, error, reply.fence)
+            return None
         self._holdings.hold(tenure)
+        return self._prepare(tenure, reply.body, entries)
+
+    def _prepare(self, tenure: Tenure, body: bytes, entries: Sequence[StreamEntry]) -> Admission | None:
+        told: tuple[ToldChoice, ...] = ()
         try:
-            return self._build(tenure, reply.body, entries)
+            request = self._decoder.decode(body)
+            if entries:
+                told = told_choices(entries, num_choices=request.sampling.n or 1)
+            return Admission(
+                tenure=tenure,
+                request=self._builder.build(tenure.request_id, request, told),
+                is_streaming=request.stream == "delta",
+                told=told,
+            )
         except (DecodeError, InvalidOnWireError) as error:
-            self._reject(tenure, *code_and_message(error))
+            self._reject(tenure, told, *code_and_message(error))
         except InvalidRequestError as error:
-            self._reject(tenure, error.code, str(error))
+            self._reject(tenure, told, error.code, str(error))
         except Exception as error:  # a chat template or a tokenizer may raise anything; it costs this request alone
             log.error("request %s cannot be prepared: %s", tenure.request_id, type(error).__name__)
-            self._reject(tenure, "internal_error", f"{type(error).__name__} while it was prepared")
+            self._reject(tenure, told, "internal_error", f"{type(error).__name__} while it was prepared")
         return None
-
-    def _build(self, tenure: Tenure, body: bytes, entries: Sequence[StreamEntry]) -> Admission:
-        request = self._decoder.decode(body)
-        told: tuple[ToldChoice, ...] = ()
-        if entries:
-            told = told_choices(entries, num_choices=request.sampling.n or 1)
-        return Admission(
-            tenure=tenure,
-            request=self._builder.build(tenure.request_id, request, told),
-            is_streaming=request.stream == "delta",
-            told=told,
-        )
 
     def _read_back(self, tenure: Tenure) -> list[StreamEntry]:
         key = self._transitions.keys.result(tenure.request_id)
         return cast("list[StreamEntry]", self._store.client.xrange(key))
 
-    def _reject(self, tenure: Tenure, code: str, message: str) -> None:
+    def _reject(self, tenure: Tenure, told: Sequence[ToldChoice], code: str, message: str) -> None:
         log.info("refused request %s: %s", tenure.request_id, code)
-        self._publisher.reject(tenure, code=code, message=message)
+        self._publisher.reject(tenure, code=code, message=message, told=told)
 
 
 def _tenure(worker: str, claim: Claim, reply: BeginReply) -> Tenure:
@@ -129,4 +156,5 @@ def _tenure(worker: str, claim: Claim, reply: BeginReply) -> Tenure:
         accepted_ms=reply.accepted_ms,
         begun_ms=reply.begun_ms,
         deadline_ms=reply.deadline_ms,
+        first_token_ms=reply.first_token_ms,
     )

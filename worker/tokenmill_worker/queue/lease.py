@@ -16,6 +16,7 @@ from tokenmill.wire.errors import FencedError
 from tokenmill.wire.store import Store, Transitions
 
 from tokenmill_worker.queue.holdings import Holdings
+from tokenmill_worker.queue.isolation import BROKEN
 from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
 from tokenmill_worker.queue.reaper import Reaper
 from tokenmill_worker.queue.service import Service
@@ -131,8 +132,17 @@ class Lease(Service):
     def _do_what_is_due(self) -> None:
         for duty in self._duties:
             if duty.due_s <= time.monotonic():
-                duty.action()
+                self._do(duty)
                 duty.due_s = time.monotonic() + duty.interval_s
+
+    def _do(self, duty: _Duty) -> None:
+        """What the server refuses is tried again at the next turn, and keeps no other duty from being done."""
+        try:
+            duty.action()
+        except OUTAGE:
+            raise
+        except BROKEN as error:
+            log.error("the server refuses a duty of the lease: %s", error)
 
     # Duties; each may raise an OUTAGE, and is then due again at once
 

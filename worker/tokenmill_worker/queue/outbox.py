@@ -1,7 +1,7 @@
 """What one request has said, and how much of it the server has. Knows no server, no thread and no engine."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Literal
 
@@ -25,6 +25,8 @@ from tokenmill_worker.queue.admission import Admission, Tenure, ToldChoice
 CHECKPOINT_TOKENS = 256  # of a request that nobody watches: what a killed worker may cost, in tokens ...
 CHECKPOINT_S = 5.0  # ... and in time
 
+RETRYABLE = {"engine_error", "out_of_memory", "non_finite_logits"}  # codes of the engine's that may pass by themselves
+
 _FinalState = Literal["done", "failed", "cancelled", "expired"]
 _ENDINGS: dict[FinishReason, tuple[TerminalType, _FinalState]] = {
     "stop": ("done", "done"),
@@ -35,6 +37,11 @@ _ENDINGS: dict[FinishReason, tuple[TerminalType, _FinalState]] = {
 }
 
 _position = itemgetter(0)
+
+
+def since_accepted(tenure: Tenure, at_ms: float | None) -> float | None:
+    """For a request's timings."""
+    return None if at_ms is None else max(0.0, at_ms - tenure.accepted_ms)
 
 
 class _Log:
@@ -118,9 +125,10 @@ class Outbox:
         self._choices = [_ChoiceSoFar(choice) for choice in told]
         self._usage: Usage | None = None
         self._error: ErrorInfo | None = None
-        self._first_token_ms: float | None = None
+        self._first_token_ms = since_accepted(self.tenure, self.tenure.first_token_ms)
         self._total_ms: float | None = None
         self._published_at_s = now_s
+        self._is_exhausted = False
 
     # What was said
 
@@ -130,8 +138,8 @@ class Outbox:
         choice.finish_reason = event.finish_reason or choice.finish_reason
         self._fresh.append(event)
         self._num_fresh += len(event.token_ids)
-        if event.token_ids and self._first_token_ms is None and not self.tenure.num_published:
-            self._first_token_ms = now_ms - self.tenure.accepted_ms
+        if event.token_ids and self._first_token_ms is None:
+            self._first_token_ms = since_accepted(self.tenure, now_ms)
         if event.error is not None:
             self._error = ErrorInfo(code=event.error.code, message=event.error.message)
         if event.usage is not None:
@@ -141,12 +149,21 @@ class Outbox:
                 completion_tokens=usage.completion_tokens,
                 cached_tokens=usage.cached_tokens,
             )
-            self._total_ms = now_ms - self.tenure.accepted_ms
+            self._total_ms = since_accepted(self.tenure, now_ms)
 
     @property
     def is_complete(self) -> bool:
         """Its last word was said: what remains is `finish`."""
         return self._usage is not None
+
+    @property
+    def wants_retry(self) -> bool:
+        """It ended for no fault of its own: the engine failed on it, which may not happen again."""
+        return self._error is not None and self._error.code in RETRYABLE and not self._is_exhausted
+
+    def exhaust(self) -> None:
+        """It was retried often enough: the error is its last word."""
+        self._is_exhausted = True
 
     @property
     def num_unpublished(self) -> int:
@@ -178,11 +195,11 @@ class Outbox:
             type=type_,
             finish_reason=reason,
             text=self._choices[0].text,
-            choices=self._choice_texts(),
+            choices=_choice_texts([(choice.text, choice.finish_reason) for choice in self._choices]),
             usage=self._usage or Usage(),
             error=self._error if type_ == "error" else None,
             timings=Timings(
-                queued=max(0.0, self.tenure.begun_ms - self.tenure.accepted_ms),
+                queued=since_accepted(self.tenure, self.tenure.begun_ms),
                 first_token=self._first_token_ms,
                 total=self._total_ms,
             ),
@@ -222,37 +239,42 @@ class Outbox:
         reasons = [choice.finish_reason or "error" for choice in self._choices]
         return next((reason for reason in reasons if _ENDINGS[reason][0] != "done"), reasons[0])
 
-    def _choice_texts(self) -> tuple[ChoiceText, ...] | None:
-        if len(self._choices) == 1:
-            return None
-        return tuple(
-            ChoiceText(index=index, text=choice.text, finish_reason=choice.finish_reason)
-            for index, choice in enumerate(self._choices)
-        )
-
 
 class Rejected:
-    """The outbox of a request that cannot run: all it ever says is its terminal error."""
+    """The outbox of a request that cannot run, or not on: its terminal error, after what earlier workers told."""
 
     num_unpublished = 0
     is_complete = True
+    wants_retry = False
 
-    def __init__(self, tenure: Tenure, error: ErrorInfo, *, now_ms: float) -> None:
+    def __init__(self, tenure: Tenure, error: ErrorInfo, *, told: Sequence[ToldChoice] = (), now_ms: float) -> None:
         self.tenure = tenure
         self._error = error
-        self._timings = Timings(
-            queued=max(0.0, tenure.begun_ms - tenure.accepted_ms), total=now_ms - tenure.accepted_ms
-        )
+        self._told = told or (ToldChoice(),)
+        self._total_ms = since_accepted(tenure, now_ms)
 
     def is_due(self, now_s: float) -> bool:
         return False
 
     def finish(self) -> Finish:
+        terminal = TerminalEntry(
+            type="error",
+            finish_reason="error",
+            text=self._told[0].text,
+            choices=_choice_texts([(choice.text, choice.finish_reason or "error") for choice in self._told]),
+            usage=Usage(completion_tokens=self.tenure.num_published),
+            error=self._error,
+            timings=Timings(
+                queued=since_accepted(self.tenure, self.tenure.begun_ms),
+                first_token=since_accepted(self.tenure, self.tenure.first_token_ms),
+                total=self._total_ms,
+            ),
+        )
         return Finish(
             request_id=self.tenure.request_id,
             fence=self.tenure.fence,
             epoch=self.tenure.epoch,
-            terminal=TerminalEntry(type="error", finish_reason="error", error=self._error, timings=self._timings),
+            terminal=terminal,
             state="failed",
             group=self.tenure.group,
         )
@@ -260,3 +282,12 @@ class Rejected:
 
 def _logprob(logprob: Logprobs) -> TokenLogprob:
     return TokenLogprob(logprob=logprob.chosen, top=logprob.top)
+
+
+def _choice_texts(choices: Sequence[tuple[str, FinishReason | None]]) -> tuple[ChoiceText, ...] | None:
+    """As the terminal entry has them: none, when there is but one."""
+    if len(choices) == 1:
+        return None
+    return tuple(
+        ChoiceText(index=index, text=text, finish_reason=reason) for index, (text, reason) in enumerate(choices)
+    )

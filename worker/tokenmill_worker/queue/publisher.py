@@ -6,38 +6,57 @@ The engine's thread only appends to a list here. Knows no lanes, no claims and n
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from tokenmill.wire.errors import FencedError
 from tokenmill.wire.messages import ErrorInfo
-from tokenmill.wire.store import Finish, FinishReply, Publication, PublishReply
+from tokenmill.wire.store import Finish, FinishReply, Held, Publication, PublishReply, RetryReply
 
 from tokenmill_worker.engine.api import TokenEvent
-from tokenmill_worker.queue.admission import Admission, Tenure
+from tokenmill_worker.queue.admission import Admission, Tenure, ToldChoice
 from tokenmill_worker.queue.holdings import Holdings
+from tokenmill_worker.queue.isolation import BROKEN, is_broken
 from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
 from tokenmill_worker.queue.outbox import Outbox, Rejected
 from tokenmill_worker.queue.service import Service
 
 FLUSH_INTERVAL_S = 0.05  # readers see no difference to less, the server and this process do
 
+Box = TypeVar("Box", bound="Outbox | Rejected")
+Reply = TypeVar("Reply")
+_Trouble = tuple[Outbox | Rejected, Exception]
+
 log = logging.getLogger(__name__)
 
 
 class Receipt(NamedTuple):
-    """The server's answers, in the order of what was sent, and the ids it wants this worker to cancel."""
+    """The server's answers, in the order of what was sent, and the ids it wants this worker to cancel.
 
-    published: Sequence[PublishReply]
-    finished: Sequence[FinishReply]
+    An error in place of an answer is about that one request, or an OUTAGE.
+    """
+
+    published: Sequence[PublishReply | Exception]
+    finished: Sequence[FinishReply | Exception]
+    retried: Sequence[RetryReply | Exception]
     cancelled: Sequence[str]
 
 
 class Post(Protocol):
     """One pipeline to the server, so one round trip; may raise an OUTAGE, and sending again is always safe."""
 
-    def send(self, worker: str, publications: Sequence[Publication], finishes: Sequence[Finish]) -> Receipt: ...
+    def send(
+        self,
+        worker: str,
+        publications: Sequence[Publication],
+        finishes: Sequence[Finish],
+        retries: Sequence[Held] = (),
+    ) -> Receipt: ...
+
+    def condemn(self, tenure: Tenure, error: Exception) -> bool:
+        """End a request that the server cannot deal with otherwise, because of `error`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +66,7 @@ class PublisherStatistics:
     num_open: int = 0
     num_unpublished: int = 0
     num_ended: int = 0
+    num_retried: int = 0
 
 
 class Publisher(Service):
@@ -67,7 +87,7 @@ class Publisher(Service):
         self._outboxes: dict[str, Outbox | Rejected] = {}  # the thread's own, as is all that follows
         self._next_flush_s = self._rested_s = 0.0
         self._backoff = Backoff()
-        self._num_ended = 0
+        self._num_ended = self._num_retried = 0
         self._statistics = PublisherStatistics()
 
     def open(self, admission: Admission) -> None:
@@ -79,10 +99,10 @@ class Publisher(Service):
         if events:
             self._put(events, is_urgent=any(event.offset == 0 and event.token_ids for event in events))
 
-    def reject(self, tenure: Tenure, *, code: str, message: str) -> None:
-        """The one and only word about a request that cannot run."""
+    def reject(self, tenure: Tenure, *, code: str, message: str, told: Sequence[ToldChoice] = ()) -> None:
+        """The last word about a request that cannot run, or not on from what earlier workers told."""
         error = ErrorInfo(code=code, message=message)
-        self._put([Rejected(tenure, error, now_ms=self._now_ms())], is_urgent=True)
+        self._put([Rejected(tenure, error, told=told, now_ms=self._now_ms())], is_urgent=True)
 
     def statistics(self) -> PublisherStatistics:
         return self._statistics
@@ -142,6 +162,9 @@ class Publisher(Service):
         except OUTAGE as error:
             log.warning("publishing waits for the server: %s", error)
             self._backoff.wait(self._stopping)
+        except BROKEN as error:  # not one request's fault, or it would have been told so
+            log.error("publishing fails: %s", error)
+            self._backoff.wait(self._stopping)
         ended_s = time.monotonic()
         self._rested_s = ended_s + min(ended_s - started_s, FLUSH_INTERVAL_S)
         self._next_flush_s = ended_s + FLUSH_INTERVAL_S
@@ -170,6 +193,7 @@ class Publisher(Service):
             num_open=len(boxes),
             num_unpublished=sum(box.num_unpublished for box in boxes),
             num_ended=self._num_ended,
+            num_retried=self._num_retried,
         )
 
     # To the server and back
@@ -182,15 +206,44 @@ class Publisher(Service):
 
     def _send_as(self, worker: str, boxes: Sequence[Outbox | Rejected], *, is_last: bool) -> None:
         now_s = time.monotonic()
-        complete = [box for box in boxes if box.is_complete]
         growing = [box for box in boxes if isinstance(box, Outbox) and not box.is_complete]
         due = [box for box in growing if box.is_due(now_s) or (is_last and box.num_unpublished)]
-        receipt = self._post.send(worker, [box.publication() for box in due], [box.finish() for box in complete])
-        for box, published in zip(due, receipt.published, strict=True):
-            self._take_publish_reply(box, published)
-        for finished_box, finished in zip(complete, receipt.finished, strict=True):
-            self._take_finish_reply(finished_box, finished)
+        ended = [box for box in boxes if box.is_complete and not box.wants_retry]
+        failed = [box for box in boxes if isinstance(box, Outbox) and box.wants_retry]
+        receipt = self._post.send(
+            worker,
+            [box.publication() for box in due],
+            [box.finish() for box in ended],
+            [Held(box.tenure.request_id, box.tenure.fence) for box in failed],
+        )
         self._holdings.cancel(receipt.cancelled)
+        troubles = [
+            *self._take(zip(due, receipt.published, strict=True), self._take_publish_reply),
+            *self._take(zip(ended, receipt.finished, strict=True), self._take_finish_reply),
+            *self._take(zip(failed, receipt.retried, strict=True), self._take_retry_reply),
+        ]
+        self._face(troubles)
+
+    def _take(
+        self, replies: Iterable[tuple[Box, Reply | Exception]], take_reply: Callable[[Box, Reply], None]
+    ) -> list[_Trouble]:
+        """Every reply there is; the errors among them are left over: one must not hide what others were told."""
+        troubles: list[_Trouble] = []
+        for box, reply in replies:
+            if isinstance(reply, Exception):
+                troubles.append((box, reply))
+            else:
+                take_reply(box, reply)
+        return troubles
+
+    def _face(self, troubles: Sequence[_Trouble]) -> None:
+        """What will never work is ended here; what may work later is raised as the outage that it is."""
+        for box, error in troubles:
+            if is_broken(error):
+                self._condemn(box, error)
+        for _, error in troubles:
+            if not is_broken(error):
+                raise error
 
     def _take_publish_reply(self, box: Outbox, reply: PublishReply) -> None:
         if reply.status == "fenced":
@@ -202,13 +255,31 @@ class Publisher(Service):
 
     def _take_finish_reply(self, box: Outbox | Rejected, reply: FinishReply) -> None:
         if reply.status == "ok":
-            del self._outboxes[box.tenure.request_id]
-            self._holdings.let_go(box.tenure)
+            self._let_go(box)
             self._num_ended += 1
         elif reply.status == "gap" and isinstance(box, Outbox):
             self._acknowledge(box, reply.published)  # cut or resent with the next flush
         else:
             self._fence(box)
+
+    def _take_retry_reply(self, box: Outbox, reply: str) -> None:
+        if reply == "ok":
+            self._let_go(box)
+            self._num_retried += 1
+        elif reply == "exhausted":
+            box.exhaust()  # its error goes out with the next flush
+        else:
+            self._fence(box)
+
+    def _let_go(self, box: Outbox | Rejected) -> None:
+        del self._outboxes[box.tenure.request_id]
+        self._holdings.let_go(box.tenure)
+
+    def _condemn(self, box: Outbox | Rejected, error: Exception) -> None:
+        log.error("request %s cannot go on: %s", box.tenure.request_id, error)
+        self._post.condemn(box.tenure, error)
+        del self._outboxes[box.tenure.request_id]
+        self._holdings.fence(box.tenure)
 
     def _acknowledge(self, box: Outbox, num_published: int) -> None:
         try:

@@ -47,6 +47,7 @@ class Quarantine:
         waits for it too. Whatever is not begun goes back to the lane, uncounted, should this worker die meanwhile.
         """
         end_s = self._now_s() + self._patience_s / TURN_SHARE
+        self._due_s = self._now_s() + self._patience_s  # also when this turn fails
         while True:
             found = self._store.run(self._transitions.quarantine(worker))
             if found.delivery is None or not self._wait_until_alone(stopping):

@@ -8,6 +8,7 @@ from tokenmill.wire.errors import DecodeError, InvalidRequestError
 from tokenmill.wire.store import Claim, Delivery, Store, Transitions
 
 from tokenmill_worker.queue.burial import burial
+from tokenmill_worker.queue.isolation import CODE, explain, is_broken
 
 GOOD_RENEWALS = 2  # of one's own, before others are judged: after an outage every lease looks dead at once
 UPTIME_IN_TTLS = 2  # so long a server must be up, that every live worker has had the time to renew
@@ -63,8 +64,21 @@ class Reaper:
                 break
             claims = list(self._claims(dead, held))
             if claims:
-                self.num_reaped += self._store.run(self._transitions.reap(reaper, dead, claims))
+                self.num_reaped += self._reap(reaper, dead, claims)
         log.warning("took over from %s, which is gone", dead)
+
+    def _reap(self, reaper: str, dead: str, claims: Sequence[Claim]) -> int:
+        """Where one of the claims breaks the call, each is reaped alone, and that one is ended."""
+        (outcome,) = self._store.attempt([self._transitions.reap(reaper, dead, claims)])
+        if not isinstance(outcome, Exception):
+            return outcome
+        if not is_broken(outcome):
+            raise outcome
+        if len(claims) > 1:
+            return sum(self._reap(reaper, dead, [claim]) for claim in claims)
+        log.error("request %s cannot be taken over: %s", claims[0].request_id, outcome)
+        self._store.run(self._transitions.condemn(dead, claims[0], code=CODE, message=explain(outcome)))
+        return 0
 
     def _claims(self, dead: str, held: Sequence[Delivery]) -> Iterator[Claim]:
         """Of entries that are requests; the others are buried in the dead worker's stead."""

@@ -47,7 +47,7 @@ end
 
 local function begun(claim)
   local reply = redis.call('HMGET', claim.keys.job, 'fence', 'body', 'published', 'epoch', 'failed', 'crashed',
-    'fingerprint', 'accepted_ms', 'deadline_ms', 'result_ttl_s', 'group')
+    'fingerprint', 'accepted_ms', 'deadline_ms', 'first_token_ms', 'result_ttl_s', 'group')
   return {'begun', claim.id, integer(now), unpack(reply)}
 end
 

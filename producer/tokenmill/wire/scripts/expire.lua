@@ -8,7 +8,7 @@ local now = now_ms()
 local expired = 0
 
 local function expire(keys, id, group)
-  local job = read_job(keys.job)
+  local job = is_hash(keys.job) and read_job(keys.job)
   if not job or FINAL[job.state] then return redis.call('ZREM', deadlines, id) * 0 end
   if job.state == 'running' or job.group ~= group or not is_past_deadline(job, now) then return 0 end
   settle(keys, id, job, 'expired', folded_terminal(keys, job, 'expired', 'expired', now), now, deadlines, not_before,

@@ -71,6 +71,10 @@ local function read_job(job_key)
   return read_fields(job_key, JOB_FIELDS)
 end
 
+local function is_hash(job_key)
+  return redis.call('TYPE', job_key).ok == 'hash'
+end
+
 local function owns(job, worker, fence)
   return job and job.state == 'running' and job.worker == worker and job.fence == fence
 end

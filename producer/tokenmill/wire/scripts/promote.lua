@@ -10,9 +10,10 @@ local function promote(job_key, id)
   local due = tonumber(redis.call('ZSCORE', not_before, id) or '') or math.huge
   if due > now then return 0 end
   redis.call('ZREM', not_before, id)
-  local job = read_job(job_key)
+  local job = is_hash(job_key) and read_job(job_key)
   if not job or job.state ~= 'scheduled' then return 0 end
-  redis.call('HSET', job_key, 'state', 'queued', 'entry', enqueue(lanes[job.lane], id, job.group))
+  local lane = lanes[job.lane] and job.lane or '0'
+  redis.call('HSET', job_key, 'state', 'queued', 'lane', lane, 'entry', enqueue(lanes[lane], id, job.group))
   return 1
 end
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from redis.exceptions import MovedError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
 
-from tokenmill.wire.errors import FencedError, QueueBusyError, UnavailableError
+from tokenmill.wire.errors import DecodeError, FencedError, QueueBusyError, TokenmillError, UnavailableError
 from tokenmill.wire.store.faults import is_passing
 
 T = TypeVar("T")
@@ -84,7 +84,16 @@ class Procedure(Generic[T]):
 
 
 def evaluate(calls: Sequence[Call[T]]) -> Steps[list[T]]:
-    """All calls in one batch, in order.
+    """All calls in one batch, in order; raises the first error among their replies."""
+    outcomes = yield from attempt(calls)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return cast("list[T]", outcomes)
+
+
+def attempt(calls: Sequence[Call[T]]) -> Steps[list[T | Exception]]:
+    """As `evaluate`, with an error as a value, so that it hides no other call's reply.
 
     Where the server has forgotten a script, that call and all after it are sent again with their text: transitions
     are idempotent, and the order of a job's publish and finish must hold.
@@ -94,7 +103,16 @@ def evaluate(calls: Sequence[Call[T]]) -> Steps[list[T]]:
     if forgotten is not None:
         again = yield [call.by_text for call in calls[forgotten:]]
         replies = replies[:forgotten] + again
-    return [call.parse(checked(reply)) for call, reply in zip(calls, replies, strict=True)]
+    return [_outcome(call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+
+def _outcome(call: Call[Any], reply: Any) -> Any:
+    try:
+        return call.parse(checked(reply))
+    except (TokenmillError, RedisError) as error:
+        return error
+    except (TypeError, ValueError) as error:  # a hash with fields that are not ours, or without some of ours
+        return DecodeError(f"the reply to {call.script.name} is broken: {error}")
 
 
 def checked(reply: Any) -> Any:

@@ -25,7 +25,7 @@ PASSING = (
 
 # As a script reports them (Redis 6.2 puts words before the code), and codes that redis-py has no class for.
 _MISDIRECTED_CODES = ("ASK ", "CLUSTERDOWN ", "MOVED ", "READONLY ", "UNBLOCKED ")
-_PASSING_CODES = (*_MISDIRECTED_CODES, "MASTERDOWN ", "MISCONF ", "NOREPLICAS ", "TRYAGAIN ")
+_PASSING_CODES = (*_MISDIRECTED_CODES, "BUSY ", "MASTERDOWN ", "MISCONF ", "NOREPLICAS ", "TRYAGAIN ")
 
 
 def is_passing(error: Exception) -> bool:

@@ -92,7 +92,9 @@ def confirm(keys: Keys) -> Steps[Durability]:
 def sweep(keys: Keys) -> Steps[int]:
     now_ms = yield from _server_ms()
     due = [("ZRANGEBYSCORE", key, 0, now_ms) for key in (keys.deadlines, keys.not_before)]
-    late, ready = [_texts(checked(reply)) for reply in (yield due)]
+    late_reply, ready_reply = yield due
+    late = yield from _members(keys.deadlines, late_reply)
+    ready = yield from _members(keys.not_before, ready_reply)
     waiting = yield from _waiting(keys, late)
     settled = yield from expire(keys, waiting[:MAX_JOBS_PER_CALL])
     promoted = yield from promote(keys, ready[:MAX_JOBS_PER_CALL])
@@ -112,9 +114,29 @@ def find_dead(keys: Keys) -> Steps[list[str]]:
         ("ZRANGE", keys.dead_workers, 0, -1),
         ("ZRANGE", keys.workers, 0, -1),
     ]
-    expired, marked, known = [_texts(checked(reply)) for reply in (yield commands)]
+    expired_reply, marked_reply, known_reply = yield commands
+    expired = yield from _members(keys.workers, expired_reply)
+    marked = yield from _members(keys.dead_workers, marked_reply)
+    known = _texts(checked(known_reply))
     holders = yield from _holders(keys)
     return list(dict.fromkeys([*marked, *expired, *sorted(holders - set(known))]))
+
+
+def _members(key: str, reply: Any) -> Steps[list[str]]:
+    """Members of one of our sorted sets; what is not even text is no member of ours, and is struck off."""
+    members: list[bytes] = checked(reply)
+    junk = [member for member in members if not _is_text(member)]
+    if junk:
+        yield [("ZREM", key, *junk)]
+    return [member.decode() for member in members if member not in junk]
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _holders(keys: Keys) -> Steps[set[str]]:
@@ -195,11 +217,19 @@ def _worker_statistics(
 
 
 def _look_up(keys: Keys, request_ids: Sequence[str], *names: str) -> Steps[list[tuple[str, ...]]]:
-    """Fields of the jobs' hashes, "" for what is not there."""
+    """Fields of the jobs' hashes, "" for what is not there, or is no hash."""
     if not request_ids:
         return []
     replies = yield [("HMGET", keys.job(request_id), *names) for request_id in request_ids]
-    return [tuple((value or b"").decode() for value in checked(reply)) for reply in replies]
+    return [tuple(map(_field, [None] * len(names) if _is_no_hash(reply) else checked(reply))) for reply in replies]
+
+
+def _field(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "backslashreplace")
+
+
+def _is_no_hash(reply: Any) -> bool:
+    return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
 
 
 def _server_ms() -> Steps[int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
 from tokenmill.wire.errors import UnavailableError
-from tokenmill.wire.store.calls import Call, Command, Operation, Steps, evaluate
+from tokenmill.wire.store.calls import Call, Command, Operation, Steps, attempt, evaluate
 from tokenmill.wire.store.connection import url_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class Store:
     def pipeline(self, calls: Sequence[Call[T]]) -> list[T]:
         """All calls in one round trip, in order."""
         return self._drive(evaluate(calls)) if calls else []
+
+    def attempt(self, calls: Sequence[Call[T]]) -> list[T | Exception]:
+        """As `pipeline`, with an error as a value in place of a result."""
+        return self._drive(attempt(calls)) if calls else []
 
     def send(self, commands: Sequence[Command]) -> list[Any]:
         """One batch in one round trip; an error reply is a value among the replies."""

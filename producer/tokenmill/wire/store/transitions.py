@@ -158,6 +158,17 @@ class Transitions:
         args += _fields(terminal.encode() if terminal is not None else {})
         return _call("bury", keys, args, bool)
 
+    def condemn(self, worker: str, claim: Claim, *, fence: int | None = None, code: str, message: str) -> Call[bool]:
+        """End a request on which the other transitions fail: its entry is pending for `worker`, or it owns the job.
+
+        False, and nothing happened: neither is so. An error of the server's: the fault is not the request's own.
+        """
+        shared = [self.keys.dead, self.keys.workers, self.keys.deadlines, self.keys.not_before]
+        keys = [*shared, self.keys.cancels(worker), *self._lanes(), *self._job(claim.request_id, claim.group)]
+        args: list[Argument] = [worker, _optional(fence), claim.lane.value, claim.entry_id, claim.request_id]
+        args += [claim.group or "", code, message, DEAD_MAXLEN, RESULT_TTL_S, GROUP_TTL_S]
+        return _call("condemn", keys, args, bool)
+
     def leave(self, worker: str) -> Call[bool]:
         """Remove a worker, or forget a dead one. False, and nothing happened: something is pending for it."""
         keys = [self.keys.workers, self.keys.dead_workers, self.keys.worker_info(worker), self.keys.cancels(worker)]
@@ -291,7 +302,8 @@ def _begin_replies(replies: Sequence[Sequence[bytes]]) -> list[BeginReply]:
 def _begin_reply(status: Any, request_id: bytes, *rest: bytes) -> BeginReply:
     if status != "begun":
         return BeginReply(status=status, request_id=_text(request_id))
-    begun_ms, fence, body, published, epoch, failed, crashed, fingerprint, accepted_ms, deadline_ms, ttl_s, group = rest
+    begun_ms, fence, body, published, epoch, failed, crashed, fingerprint, *more = rest
+    accepted_ms, deadline_ms, first_token_ms, ttl_s, group = more
     return BeginReply(
         status=status,
         request_id=_text(request_id),
@@ -305,6 +317,7 @@ def _begin_reply(status: Any, request_id: bytes, *rest: bytes) -> BeginReply:
         accepted_ms=int(accepted_ms),
         begun_ms=int(begun_ms),
         deadline_ms=int(deadline_ms) if deadline_ms else None,
+        first_token_ms=int(first_token_ms) if first_token_ms else None,
         result_ttl_s=int(ttl_s),
         group=_text(group) or None,
     )

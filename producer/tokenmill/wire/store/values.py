@@ -121,7 +121,7 @@ class BeginReply:
     a final word was due it is written.
 
     `published` tokens stand in the result stream in `epoch`; with another model's tokens the job was reset by begin
-    itself, and `published` is 0. Times are server ms; `begun_ms` is now.
+    itself, and `published` is 0. Times are server ms; `begun_ms` is now, `first_token_ms` an earlier worker's.
     """
 
     status: Literal["begun", "skipped", "expired", "cancelled", "conflict"]
@@ -136,6 +136,7 @@ class BeginReply:
     accepted_ms: int = 0
     begun_ms: int = 0
     deadline_ms: int | None = None
+    first_token_ms: int | None = None
     result_ttl_s: int = 0
     group: str | None = None
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import pytest
 from redis.exceptions import MovedError, ReadOnlyError
-from tokenmill import Client
+from tokenmill import Client, UnavailableError
 from tokenmill.wire.keys import Keys
 from tokenmill.wire.store import connect
 
 from tests.queue.harness import Bench, running_worker
-from tests.support.topologies import Node, running_cluster, running_watched
+from tests.support.topologies import SERVICE, Node, running_cluster, running_watched
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -50,6 +50,20 @@ def under_a_sentinel() -> Iterator[Pair]:
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     with request.param() as pair:
         yield pair
+
+
+def test_sentinels_and_servers_may_have_passwords_of_their_own() -> None:
+    with running_watched() as watched, connect(watched.url) as server:
+        server.config_set("requirepass", "data")
+        server.execute_command("AUTH", "data")
+        watched.sentinel.client.execute_command("SENTINEL", "SET", SERVICE, "auth-pass", "data")
+        watched.sentinel.client.execute_command("ACL", "SETUSER", "default", ">watch")
+        secret = f"{watched.url.replace('://', '://:data@')}?sentinel_password=watch"
+        with Client(secret) as client:
+            assert client.submit("hello").status() == "queued"
+        for wrong in (secret.replace("watch", "other"), secret.replace("data", "other"), watched.url):
+            with Client(wrong) as client, pytest.raises(UnavailableError, match="refused the user or password"):
+                client.submit("hello")
 
 
 def wait_promoted(pair: Pair) -> None:

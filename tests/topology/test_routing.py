@@ -137,6 +137,13 @@ def test_the_least_rule_that_doctor_tells_is_enough(least: str) -> None:
         assert client.submit("hello", durable=True).durability == "memory"  # it has no append-only file and no replica
 
 
+def test_the_least_rule_is_enough_in_a_cluster(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        node.client.execute_command("ACL", "SETUSER", "mill", "on", ">pass", *LEAST_ACL.split())
+    with serving(cluster.url.replace("://", "://mill:pass@"), "a") as client:
+        assert_serves(client)
+
+
 def test_the_least_rule_keeps_other_keys_and_the_server_itself_closed(least: str) -> None:
     with connect(least) as user:
         for forbidden in (["GET", "another"], ["CONFIG", "GET", "*"], ["SHUTDOWN"], ["ACL", "LIST"]):

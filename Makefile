@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,bulk,gateway,embedded,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types unit acceptance topology servers verify bench bench-queue images-check clean
+.PHONY: help demo test lint types unit acceptance topology servers verify chaos bench bench-queue images-check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -38,6 +38,9 @@ acceptance: $(READY) ## the acceptance scenarios in full, with their figures (ab
 
 servers: $(READY) ## the queue tests on Redis 6.2, 7.0, 8.2 and Valkey 9.1 (fetched into .cache, Debian for 7.0)
 	$(BIN)/python -m tests.support.server_matrix
+
+chaos: $(READY) ## workers under every fault there is; checks that nothing is lost or contradicted (about ten minutes)
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED))
 
 bench: $(READY) ## the bare engine beside the same work through the queue
 	$(BIN)/python -m benchmarks.through_queue

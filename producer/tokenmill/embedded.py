@@ -57,12 +57,14 @@ def embedded_server(*, data_dir: Path | None = None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def start_embedded(*, data_dir: Path | None = None, binary: Path | None = None) -> Iterator[EmbeddedServer]:
-    """As `embedded_server`, for who wants to know more than one URL, or has a server's binary of their own."""
+def start_embedded(
+    *, data_dir: Path | None = None, binary: Path | None = None, port: int | None = None
+) -> Iterator[EmbeddedServer]:
+    """As `embedded_server`, for who wants to know more than one URL, or has a binary or port of their own."""
     binary = binary or find_server()
     run_dir = Path(tempfile.mkdtemp(prefix="tokenmill-"))  # private (0700), and short enough for a socket path
     try:
-        server = _describe(run_dir, data_dir)
+        server = _describe(run_dir, data_dir, port)
         with _supervised(binary, server, run_dir):
             yield server
     finally:
@@ -84,10 +86,10 @@ def find_server() -> Path:
         raise UnavailableError(f"no embedded server on this platform: {error}") from error
 
 
-def _describe(run_dir: Path, data_dir: Path | None) -> EmbeddedServer:
+def _describe(run_dir: Path, data_dir: Path | None, port: int | None) -> EmbeddedServer:
     data = data_dir or run_dir / "data"
     data.mkdir(parents=True, exist_ok=True)
-    return EmbeddedServer(f"unix://{run_dir}/server.sock?db=0", _free_port(), data.resolve())
+    return EmbeddedServer(f"unix://{run_dir}/server.sock?db=0", port or _free_port(), data.resolve())
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import pytest
 from tokenmill.wire.errors import FencedError
+from tokenmill.wire.keys import Lane
 from tokenmill.wire.messages import DeltaEntry, ErrorInfo
 from tokenmill_worker.engine.api import Logprobs, RowError, TokenEvent
 from tokenmill_worker.queue.admission import ToldChoice
@@ -152,3 +153,9 @@ def test_a_rejected_request_has_one_word_its_error() -> None:
     last = Rejected(tenure(accepted_ms=1.0, begun_ms=2.0), error, now_ms=4.0).finish()
     assert (last.state, last.terminal.type, last.terminal.error) == ("failed", "error", error)
     assert not last.deltas
+
+
+def test_in_quarantine_every_token_is_told_as_it_comes_also_of_a_request_nobody_watches() -> None:
+    alone = outbox(event("a"), held=tenure(lane=Lane.QUARANTINE), is_streaming=False)
+    among_others = outbox(event("a"), is_streaming=False)
+    assert (alone.is_due(now_s=0.1), among_others.is_due(now_s=0.1)) == (True, False)

@@ -1,6 +1,7 @@
 """Workers that go: drained, killed, cut off. Whatever happens to them, their requests are finished, and read as one."""
 
 import signal
+import threading
 
 import pytest
 from tokenmill.wire.errors import FencedError
@@ -67,6 +68,21 @@ def test_a_drained_worker_hands_back_and_another_one_goes_on_where_it_stopped(
     told = sum(int(job["published"]) for job in states.values())
     assert statistics.num_decode_tokens <= 5 * LONG - told
     assert {request_id: bench.result(request_id).text for request_id in PROMPTS} == undisturbed
+    assert bench.is_at_rest()
+
+
+def test_a_worker_says_goodbye_when_it_no_longer_renews(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_worker(bench) as running:
+        lease = running.worker.lease
+        renewing: list[bool] = []
+        leave = lease.leave
+
+        def leave_and_look() -> None:
+            renewing.extend(thread.name == "tokenmill-lease" for thread in threading.enumerate())
+            leave()
+
+        monkeypatch.setattr(lease, "leave", leave_and_look)
+    assert not any(renewing)
     assert bench.is_at_rest()
 
 

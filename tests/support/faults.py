@@ -88,7 +88,8 @@ class _Failing:
     _is_to_lose = False
 
     def on_connect_check_health(self, *args: Any, **options: Any) -> Any:
-        self._is_greeting, self._asked = True, []
+        self._is_greeting = True
+        self._asked: list[list[bytes]] = []
         try:
             return super().on_connect_check_health(*args, **options)  # type: ignore[misc]  # of the class beside it
         finally:

@@ -14,12 +14,13 @@ from tests.support.ledger import Tenure, Writes
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The server took this request. `at_s`: seconds since the run began."""
+    """The server took this request. `at_s`: seconds since the run began; `fault`: why it is no request at all."""
 
     request_id: str
     body: str
     at_s: float = 0.0
     has_deadline: bool = False
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)

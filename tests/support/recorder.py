@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import redis
-from tokenmill.wire.errors import TokenmillError
+from tokenmill.wire.errors import DecodeError
+from tokenmill.wire.errors import InvalidRequestError as InvalidOnWireError
 from tokenmill.wire.keys import GROUP, Keys, Lane
 from tokenmill.wire.messages import Request
 from tokenmill.wire.store import Delivery
@@ -65,12 +66,14 @@ def expect(history: History, requests: Iterable[Accepted]) -> None:
 
 def _built(builder: RequestBuilder, accepted: Accepted) -> EngineRequest | str:
     """The engine's request, or the code of the error that it ends with."""
+    if accepted.fault:
+        return accepted.fault
     try:
         return builder.build(accepted.request_id, Request.decode(accepted.body.encode()))
     except InvalidRequestError as error:
         return error.code
-    except TokenmillError as error:
-        return code_and_message(error)[0]  # type: ignore[arg-type]  # the two kinds that decoding raises
+    except (DecodeError, InvalidOnWireError) as error:
+        return code_and_message(error)[0]
 
 
 def uninterrupted(engine: Engine, requests: Sequence[EngineRequest]) -> list[tuple[str, tuple[Said, ...]]]:
@@ -83,16 +86,19 @@ def uninterrupted(engine: Engine, requests: Sequence[EngineRequest]) -> list[tup
     ]
 
 
-def raw_request(lane: Lane, entry_id: str, fields: dict[bytes, bytes]) -> tuple[str, str]:
-    """(id, body) of a bare entry, as its producer knows them. The body is what it gave, good or bad."""
+def raw_request(lane: Lane, entry_id: str, fields: dict[bytes, bytes]) -> tuple[str, str, str]:
+    """(id, body, fault) of a bare entry, as its producer knows them; one with a fault is no request."""
     delivery = Delivery(lane, entry_id, fields)
     try:
         raw = delivery.claim().raw
-        body = raw.body.decode() if raw else ""
-    except TokenmillError:
-        body = fields.get(b"body", b"").decode("utf-8", "replace")
-    return delivery.request_id, body
+    except (DecodeError, InvalidOnWireError) as error:
+        return delivery.request_id, "", code_and_message(error)[0]
+    return delivery.request_id, raw.body.decode() if raw else "", ""
 
 
 def _texts(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    return {name.decode("utf-8", "backslashreplace"): value.decode("utf-8", "backslashreplace") for name, value in pairs}
+    return {_text(name): _text(value) for name, value in pairs}
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")

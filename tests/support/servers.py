@@ -8,6 +8,7 @@ from pathlib import Path
 
 import redis
 from tokenmill.embedded import EmbeddedServer, find_server, start_embedded
+from tokenmill.wire.keys import GROUP, Keys, Lane
 
 from tests.support.waiting import wait_until
 
@@ -24,6 +25,55 @@ def running_server(*, data_dir: Path | None = None) -> Iterator[EmbeddedServer]:
     """A server of one's own, for tests that stop, pause or fill it."""
     with start_embedded(data_dir=data_dir, binary=find_test_server()) as server:
         yield server
+
+
+class RestartableServer:
+    """A server that can be killed and come back, with the same data on the same port. Every write is on its disk."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._stack = contextlib.ExitStack()
+        self._server = self._start(None)
+
+    def _start(self, port: int | None) -> EmbeddedServer:
+        server = self._stack.enter_context(start_embedded(data_dir=self._data_dir, port=port))
+        with redis.Redis.from_url(server.tcp_url) as client:
+            client.config_set("appendfsync", "always")
+        return server
+
+    @property
+    def url(self) -> str:
+        return self._server.tcp_url
+
+    @property
+    def port(self) -> int:
+        return self._server.port
+
+    def restart(self, *, is_killed: bool = True) -> None:
+        """By SIGKILL or SIGTERM; back when it answers again."""
+        pid = server_pid(self.url)
+        os.kill(pid, signal.SIGKILL if is_killed else signal.SIGTERM)
+        wait_gone(pid)
+        self._stack.close()
+        self._server = self._start(self.port)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def kill_connections(url: str) -> int:
+    """CLIENT KILL of every connection but our own; how many there were."""
+    with redis.Redis.from_url(url) as client:
+        own = client.client_id()
+        others = [str(row["id"]) for row in client.client_list() if int(row["id"]) != own]
+        return sum(int(client.client_kill_filter(_id=number)) for number in others)
+
+
+def destroy_groups(url: str, keys: Keys) -> None:
+    """As if the server had lost the consumer group of every lane, and with it who holds what."""
+    with redis.Redis.from_url(url) as client:
+        for lane in Lane:
+            client.xgroup_destroy(keys.lane(lane), GROUP)
 
 
 def server_pid(url: str) -> int:

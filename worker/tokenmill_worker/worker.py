@@ -86,6 +86,7 @@ class Worker:
         self.consumer.stop()
         self.publisher.stop()
         self.consumer.release()
+        self.lease.stop()  # a renewal after the farewell would be answered `fenced`, and register anew
         self.lease.leave()
 
     @contextmanager

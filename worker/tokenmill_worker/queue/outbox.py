@@ -6,6 +6,7 @@ from operator import itemgetter
 from typing import Literal
 
 from tokenmill.wire.errors import FencedError
+from tokenmill.wire.keys import Lane
 from tokenmill.wire.messages import (
     DeltaEntry,
     ErrorInfo,
@@ -118,7 +119,8 @@ class Outbox:
         self.num_published = self.tenure.num_published
         wants_logprobs = admission.request.params.logprobs is not None
         self._log = _Log(self.num_published, wants_logprobs=wants_logprobs)
-        self._is_streaming = admission.is_streaming
+        # In quarantine how far a request came is what clears it, should its worker die: that is told as it comes.
+        self._is_streaming = admission.is_streaming or self.tenure.lane is Lane.QUARANTINE
         self._fresh: list[TokenEvent] = []  # not yet put in order
         self._num_fresh = 0  # tokens of those
         told = admission.told or (ToldChoice(),) * admission.request.params.n

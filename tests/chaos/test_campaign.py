@@ -1,13 +1,10 @@
 """The short campaign, on every change; `make chaos` runs the long one."""
 
-import pytest
-
 from tests.chaos.__main__ import DEFAULT_SEED
 from tests.chaos.campaign import SHORT, run_campaign
 from tests.support.checker import check
 
 
-@pytest.mark.slow
 def test_every_invariant_holds_under_faults() -> None:
     told: list[str] = []
     outcome = run_campaign(DEFAULT_SEED, SHORT, told.append)

@@ -74,7 +74,7 @@ class Ledger:
     def _begin(self, worker: str, reply: Sequence[Sequence[bytes]]) -> None:
         for row in reply:
             if row[0] == b"begun":
-                request_id, fence, published, epoch = row[1].decode(), int(row[3]), int(row[5]), int(row[6])
+                request_id, fence, published, epoch = row[1].decode(), int(row[3]), int(row[5] or 0), int(row[6] or 0)
                 tenure = Tenure(worker, request_id, fence, published, epoch)
                 self.tenures.setdefault((worker, request_id, fence), tenure)
 
@@ -83,7 +83,7 @@ class Ledger:
         for request_id, row in zip(request_ids, reply, strict=True):
             writes = self.writes.setdefault((worker, request_id), Writes(worker, request_id))
             if row[0] == b"ok":
-                writes.published = max(writes.published, int(row[1]))
+                writes.published = max(writes.published, int(row[1] or 0))
                 writes.has_finished |= is_last
             elif row[0] == b"fenced":
                 writes.num_refused += 1

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from tokenmill_worker.queue.stall import StallWatch
 from tokenmill_worker.settings import SettingsError, WorkerSettings
 from tokenmill_worker.worker import Worker
 
+SWITCH_INTERVAL_S = 0.001  # a thread that hears from the server waits so long for a busy engine's (Python: 5 ms)
 EXIT_FATAL = 1
 EXIT_INTERRUPTED = 130  # as shells count it: 128 + SIGINT
 
@@ -88,6 +90,7 @@ def worker(config: Path | None, **flags: object) -> None:
 
 def serve(settings: WorkerSettings, url: str) -> bool:
     """Load the model and work until told to stop. False: something was left to a takeover."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     log.info("loading %s", settings.model)
     engine = Engine(_engine_config(settings))
     try:

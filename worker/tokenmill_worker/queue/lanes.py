@@ -7,7 +7,7 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import ResponseError
 from tokenmill.wire.keys import FETCH_ORDER, GROUP, Keys, Lane
-from tokenmill.wire.store import Delivery, translate
+from tokenmill.wire.store import Delivery, Store, Transitions, translate
 
 FAIR_PASS = 16  # every so many passes the lowest lane comes first, so that a flood above cannot starve it
 HISTORY_PAGE = 100  # entries of one's own history in one reply
@@ -23,6 +23,7 @@ class Lanes:
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
+        self._transitions = Transitions(keys)
         self._lane_of = {keys.lane(lane).encode(): lane for lane in Lane}
         self._num_passes = 0
 
@@ -37,11 +38,11 @@ class Lanes:
 
     def read(self, worker: str, count: int) -> list[Delivery]:
         """Up to `count` entries that nobody has, from the first lane on; returns at once."""
-        deliveries: list[Delivery] = []
-        for lane in self._order():
-            if len(deliveries) < count:
-                deliveries += self._read(worker, [lane], after=">", count=count - len(deliveries))
-        return deliveries
+        try:
+            return Store(self._redis).run(self._transitions.fetch(worker, count, self._order()))
+        except ResponseError as error:
+            self._heal(error)
+            return []
 
     def wait(self, worker: str, timeout_s: float) -> list[Delivery]:
         """Block until any lane has an entry. COUNT is per stream, so up to one of each lane may come."""
@@ -71,13 +72,17 @@ class Lanes:
                 GROUP, worker, {self._keys.lane(lane): after for lane in lanes}, count=count, block=block_ms
             )
         except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise translate(error) from error
-            log.warning("the server lost its data, or the consumer groups were destroyed: they are made again")
-            self.create_groups()  # the server lost the group, or somebody destroyed it; the next read finds it
+            self._heal(error)
             return []
         return [
             Delivery(self._lane_of[stream], entry_id.decode(), fields)
             for stream, entries in cast("_Reply", reply)
             for entry_id, fields in entries
         ]
+
+    def _heal(self, error: ResponseError) -> None:
+        """The server lost the groups, or somebody destroyed them: the next read finds them. Raises any other error."""
+        if "NOGROUP" not in str(error):
+            raise translate(error) from error
+        log.warning("the server lost its data, or the consumer groups were destroyed: they are made again")
+        self.create_groups()

@@ -116,6 +116,11 @@ class Transitions:
             args += [*_deltas(job.deltas, job.epoch), *_fields(job.terminal.encode())]
         return _call("finish", keys, args, _finish_replies)
 
+    def fetch(self, worker: str, count: int, lanes: Sequence[Lane]) -> Call[list[Delivery]]:
+        """Up to `count` entries that nobody has, from the first of these lanes on; they are pending for the worker."""
+        lane_of = {self.keys.lane(lane).encode(): lane for lane in lanes}
+        return _call("fetch", list(map(self.keys.lane, lanes)), [worker, count], lambda reply: _fetched(lane_of, reply))
+
     def quarantine(self, worker: str) -> Call[Quarantined]:
         """One entry of the quarantine lane, unless one is at work already. FencedError: the worker has no lease."""
         keys = [self.keys.workers, self.keys.lane(Lane.QUARANTINE), self.keys.not_before]
@@ -337,6 +342,14 @@ def _finish_replies(replies: Sequence[tuple[Any, int]]) -> list[FinishReply]:
 
 def _finish_reply(status: Any, published: int) -> FinishReply:
     return FinishReply(status, published)
+
+
+def _fetched(lane_of: Mapping[bytes, Lane], streams: Sequence[Any]) -> list[Delivery]:
+    return [
+        Delivery(lane_of[key], _text(entry_id), dict(zip(flat[::2], flat[1::2], strict=True)))
+        for key, entries in streams
+        for entry_id, flat in entries
+    ]
 
 
 def _quarantined(reply: tuple[Sequence[Any], int]) -> Quarantined:

@@ -58,3 +58,15 @@ def test_a_request_that_waits_beyond_its_deadline_expires_without_running(bench:
         assert {bench.terminal(f"q-{number}").type for number in range(20)} == {"expired"}
         assert bench.terminal("long").type == "done"
         assert running.engine.statistics().num_decode_tokens < 330
+
+
+def test_a_cancelled_row_leaves_the_batch_at_the_next_step_or_the_one_after(bench: Bench) -> None:
+    """In steps and not in time: one of 200 ms is longer than the 100 ms in which the cancel must be heard."""
+    with running_worker(bench, model="echo?step_ms=200") as running:
+        bench.submit("q-1", max_tokens=5000, stream="final")
+        wait_until(lambda: running.engine.statistics().num_decode_tokens >= 2, description="it runs")
+        bench.store.run(bench.transitions.cancel(["q-1"]))
+        num_steps = running.engine.statistics().num_steps  # the step under way is counted already
+        wait_until(lambda: not running.engine.statistics().num_running, description="the row is free")
+        assert running.engine.statistics().num_steps <= num_steps + 1
+        assert bench.terminal("q-1").type == "cancelled"

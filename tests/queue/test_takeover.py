@@ -86,6 +86,18 @@ def test_a_worker_says_goodbye_when_it_no_longer_renews(bench: Bench, monkeypatc
     assert bench.is_at_rest()
 
 
+def test_a_continued_request_keeps_the_time_of_its_first_token(bench: Bench) -> None:
+    with running_worker(bench, model="echo?step_ms=10"):
+        bench.submit("q-1", max_tokens=LONG)
+        bench.wait_tokens(10)
+    job = bench.job()
+    with running_worker(bench):
+        timings = bench.terminal().timings
+    assert timings.first_token == int(job["first_token_ms"]) - int(job["accepted_ms"])
+    assert timings.queued is not None
+    assert timings.queued > timings.first_token, "queued: until its last worker began it"
+
+
 def test_a_drain_finishes_what_fits_into_its_time(bench: Bench) -> None:
     with running_worker(bench, model="echo?step_ms=5", drain_timeout_s=20.0) as running:
         bench.submit("q-1", max_tokens=100)
@@ -148,6 +160,9 @@ def test_what_an_earlier_worker_told_beyond_this_ones_limit_is_refused_and_harms
         terminal = bench.terminal("q-1")
         assert bench.terminal("q-2").type == "done"
     assert terminal.error is not None
+    told = bench.result("q-1")
+    assert terminal.text == told.text != ""
+    assert terminal.usage.completion_tokens == len(told.token_ids)
 
 
 def test_a_worker_that_lost_its_lease_writes_nothing_and_comes_back_under_a_new_name(bench: Bench) -> None:

@@ -1,0 +1,45 @@
+"""An engine that hangs in a step loses its worker's lease, so that others go on; when it wakes, it is nobody."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from tokenmill_worker.engine.batch import PackedBatch, Sampled
+from tokenmill_worker.engine.echo import EchoRunner
+
+from tests.queue.harness import Bench, running_worker, uninterrupted_text
+from tests.support.waiting import wait_until
+
+LONG = 60
+
+
+@pytest.fixture
+def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The first engine that comes to draw a 20th token hangs there until the event is set."""
+    run, wakes, hangs = EchoRunner.run, threading.Event(), threading.Lock()
+
+    def hanging(self: EchoRunner, batch: PackedBatch) -> list[Sampled]:
+        if any(row.position == 19 for row in batch.samples) and hangs.acquire(blocking=False):
+            wakes.wait(30)
+        return run(self, batch)
+
+    monkeypatch.setattr(EchoRunner, "run", hanging)
+    yield wakes
+    wakes.set()
+
+
+def test_the_request_of_a_hung_engine_is_finished_by_another_worker(bench: Bench, hung: threading.Event) -> None:
+    with running_worker(bench, stall_timeout_s=0.4, model="echo?step_ms=5") as first:
+        bench.submit("q-1", max_tokens=LONG)
+        bench.wait_tokens(10)
+        doomed = first.worker.lease.worker
+        with running_worker(bench, stall_timeout_s=30.0):
+            terminal = bench.terminal()
+        assert terminal.text == bench.result().text == uninterrupted_text("hello", temperature=0.0, max_tokens=LONG)
+        hung.set()
+        wait_until(lambda: first.worker.lease.worker != doomed, description="it comes back as somebody new")
+        bench.submit("q-2")
+        assert bench.terminal("q-2").type == "done"
+        assert first.worker.lease.statistics().num_fenced == 1
+    assert bench.job("q-1")["fence"] == "3"
+    assert bench.is_at_rest()

@@ -1,7 +1,7 @@
 """What one request has said, and how much of it the server has. Knows no server, no thread and no engine."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Literal
 
@@ -75,14 +75,16 @@ class _Log:
         if event.finish_reason is not None:
             self._endings[len(self.token_ids)] = event.finish_reason
 
-    def deltas(self, offset: int) -> Iterator[DeltaEntry]:
+    def deltas(self, offset: int) -> list[DeltaEntry]:
         """Of the tokens from `offset` on: one for each run of tokens of one choice."""
-        first = offset - self.base
-        runs = self._starts[bisect_right(self._starts, first, key=_position) - 1 :] if self._starts else []
-        ends = [start for start, _ in runs[1:]] + [len(self.token_ids)]
-        for (start, choice), end in zip(runs, ends, strict=False):
-            if end > first:
-                yield self._delta(choice, max(start, first), end)
+        first, end = offset - self.base, len(self.token_ids)
+        if first == end:
+            return []
+        if len(self._starts) == 1:  # as with every request of one choice
+            return [self._delta(self._starts[0][1], first, end)]
+        runs = self._starts[bisect_right(self._starts, first, key=_position) - 1 :]
+        ends = [start for start, _ in runs[1:]] + [end]
+        return [self._delta(choice, max(start, first), end) for (start, choice), end in zip(runs, ends, strict=True)]
 
     def _delta(self, choice: int, start: int, end: int) -> DeltaEntry:
         return DeltaEntry(

@@ -4,6 +4,7 @@ Lua reads KEYS and ARGV in the order written here; the head of each script says 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from tokenmill.wire.keys import (
@@ -256,7 +257,8 @@ def _claim(claim: Claim) -> list[Argument]:
 def _deltas(entries: Sequence[DeltaEntry], epoch: int) -> list[Argument]:
     args: list[Argument] = [len(entries)]
     for entry in entries:
-        args += [entry.offset, entry.end, stream_id(epoch, entry.end), *_fields(entry.encode())]
+        end = entry.end
+        args += (entry.offset, end, stream_id(epoch, end), *_fields(entry.encode()))
     return args
 
 
@@ -265,7 +267,7 @@ def _end(job: Finish) -> int | None:
 
 
 def _fields(fields: Mapping[str, str]) -> list[Argument]:
-    return [len(fields), *(part for pair in fields.items() for part in pair)]
+    return [len(fields), *chain.from_iterable(fields.items())]
 
 
 def _optional(value: int | None) -> Argument:

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from tokenmill.cli.server_checks import LEAST_ACL
+from tokenmill.wire import keys
 from tokenmill.wire.keys import FETCH_ORDER, Keys, Lane
 
 from docs.generate import PAGE, with_table
@@ -62,3 +64,16 @@ def commands_of(page: str) -> list[str]:
     text = (ROOT / page).read_text()
     blocks = re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL)
     return [*blocks, *re.findall(r"`[^`\n]+`", text)]
+
+
+def test_the_operations_page_has_the_least_acl_rule_that_doctor_prints() -> None:
+    assert LEAST_ACL in " ".join((ROOT / "docs" / "operations.md").read_text().split())
+
+
+def test_the_protocol_page_says_how_long_keys_live_and_how_often_is_tried() -> None:
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    tried = ", ".join(str(backoff_ms // 1000) for backoff_ms in keys.RETRY_BACKOFF_MS)
+    assert f"come again after {tried} s" in text
+    assert f"about the last {keys.DEAD_MAXLEN:,}" in text
+    assert f"tried again {keys.MAX_RETRIES} times" in text
+    assert f"After {keys.MAX_CRASHES} of these it goes to lane q" in text

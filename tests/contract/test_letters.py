@@ -57,6 +57,25 @@ def test_the_body_comes_from_the_job_only_if_the_letter_tells_of_that_job(
     assert store.run(find_body(keys, DeadLetter("1-0", "conflict", "q-1", "2", "7-0"))) is None
 
 
+def test_a_letter_of_a_conflict_carries_the_second_request(hands: Hands, store: Store, keys: Keys) -> None:
+    hands.submit(submission("q-1"))
+    add_raw(store, keys, Lane.BULK, id="q-1", prompt="another question")
+    (delivery,) = hands.fetch(Lane.BULK)
+    (reply,) = hands.begin(delivery.claim())
+    assert reply.status == "conflict"
+    (letter,) = store.run(read_letters(keys))
+    body = store.run(find_body(keys, letter))
+    assert body is not None
+    again = Request.build(**letter.arguments(body))
+    assert (letter.reason, again.prompt, again.priority) == ("conflict", "another question", "bulk")
+
+
+def test_a_letter_whose_body_was_lost_is_one_without_a_request(store: Store, keys: Keys) -> None:
+    add_letter(store, keys, body="")
+    (letter,) = store.run(read_letters(keys))
+    assert store.run(find_body(keys, letter)) is None
+
+
 @pytest.mark.parametrize(("lane", "priority"), [("1", "high"), ("2", "normal"), ("3", "bulk"), ("0", "high")])
 def test_asking_again_takes_the_lane_of_the_entry_or_else_the_request_s_own_priority(lane: str, priority: str) -> None:
     body = Request.build(prompt="hello", priority="high", max_tokens=3).encode()

@@ -29,7 +29,7 @@ class DeadLetter:
         """Never raises: a letter that cannot be shown could not be purged either."""
         reason, request_id, lane, entry = (_text(fields.get(name, b"")) for name in _NAMED)
         rest = {name.removeprefix(FIELD): value for name, value in fields.items() if name not in _OWN_FIELDS}
-        return cls(letter_id, reason, request_id, lane, entry, fields.get(b"body"), rest)
+        return cls(letter_id, reason, request_id, lane, entry, fields.get(b"body") or None, rest)
 
     @property
     def time_ms(self) -> int:

@@ -91,7 +91,7 @@ def worker(on: Bench, queue: str, *, model: str = "echo", max_num_seqs: int = 25
         "--max-num-batched-tokens": 8_192,
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    environment = os.environ | {"TOKENMILL_KV_CACHE_TOKENS": "2097152", "TOKENMILL_ENABLE_PREFIX_CACHING": "false"}
+    environment = os.environ | {"TOKENMILL_KV_CACHE_TOKENS": str(1 << 22), "TOKENMILL_ENABLE_PREFIX_CACHING": "false"}
     command = tied_to_us([sys.executable, "-m", "benchmarks.named_worker", "worker", *words])
     with TemporaryDirectory(prefix="tokenmill-bench-") as folder, (Path(folder) / "log").open("wb") as log:
         child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenmill.reader import ResultReader
@@ -29,8 +29,10 @@ FIRST_BLOCK_S = 1.0  # the first read of an id that we have not seen ourselves: 
 UNSEEN_S = 60.0  # how long such an id may stay unseen while the queue has entries: one may be its raw entry
 OUTAGE_S = 60.0  # a server that was there may be away this long: a restart, a failover
 NUM_SEATS = 64  # a server has 10,000 connections for everybody; thousands may wait for a result at once
-POLLS_PER_S = 250  # of all readers without a seat together: bounds what waiting costs, however many wait
+WAKES_PER_S = 3_000  # of all readers without a seat together, each to see whether somebody found something for it
+STREAMS_PER_S = 50_000  # looked at for all of them together: a twentieth of the server, however many wait
 MIN_POLL_S = 0.02
+LOOK_COUNT = 100  # entries of each stream in one such look: bounds memory
 READ_COUNT = 1_000  # entries a read returns: bounds memory for a long replay
 
 _ENTRY_ID = re.compile(r"(0|[1-9][0-9]{0,19})-[0-9]{1,19}")
@@ -54,11 +56,17 @@ class Pause:
 
 
 class Seats:
-    """How many readers of one client may block at once, each holding a connection; the others poll. Thread-safe."""
+    """How many readers of one client may block at once, each holding a connection. Thread-safe.
+
+    The others stand: each wakes now and then, and whoever finds that it is time looks for all who stand, with one read
+    of many streams. So waiting costs about the same however many wait.
+    """
 
     def __init__(self, num_seats: int = NUM_SEATS) -> None:
         self._num_free = num_seats
+        self._standing: dict[str, list[Standing]] = {}  # by result key
         self._num_standing = 0
+        self._next_look_s: dict[str, float] = {}  # by partition
         self._lock = threading.Lock()
 
     def take(self) -> bool:
@@ -67,20 +75,63 @@ class Seats:
             self._num_free -= has_seat
             return has_seat
 
+    @property
+    def has_free(self) -> bool:
+        return self._num_free > 0
+
     def give(self) -> None:
         with self._lock:
             self._num_free += 1
 
     @contextmanager
-    def standing(self) -> Iterator[float]:
-        """Seconds until the next look of somebody without a seat: the more of them, the longer."""
+    def standing(self, keys: Keys, request_id: str, last_id: str) -> "Iterator[Standing]":
+        reader = Standing(keys.tag, keys.result(request_id), last_id)
         with self._lock:
+            self._standing.setdefault(reader.key, []).append(reader)
             self._num_standing += 1
         try:
-            yield max(MIN_POLL_S, self._num_standing / POLLS_PER_S)
+            yield reader
         finally:
             with self._lock:
                 self._num_standing -= 1
+                self._standing[reader.key].remove(reader)
+                if not self._standing[reader.key]:
+                    del self._standing[reader.key]
+
+    def pause_s(self) -> float:
+        """Until a standing reader wakes again: the more there are, the longer."""
+        return max(MIN_POLL_S, self._num_standing / WAKES_PER_S)
+
+    def look(self, tag: str, now_s: float) -> Command | None:
+        """The read for all who stand in one partition, if it is time for one."""
+        with self._lock:
+            if now_s < self._next_look_s.get(tag, 0.0):
+                return None
+            self._next_look_s[tag] = now_s + max(MIN_POLL_S, self._num_standing / STREAMS_PER_S)
+            asked = {
+                key: min((reader.last_id for reader in readers), key=split_entry_id)
+                for key, readers in self._standing.items()
+                if readers[0].tag == tag
+            }
+        return ("XREAD", "COUNT", LOOK_COUNT, "STREAMS", *asked, *asked.values())
+
+    def share(self, streams: Sequence[tuple[bytes, list[Any]]]) -> None:
+        """What a look has found, to whom it concerns; it is found again until they have gone on with it."""
+        with self._lock:
+            for key, entries in streams:
+                for reader in self._standing.get(key.decode(), ()):
+                    after = split_entry_id(reader.last_id)
+                    reader.news = [entry for entry in entries if split_entry_id(entry[0].decode()) > after]
+
+
+@dataclass(slots=True, eq=False)
+class Standing:
+    """One reader without a seat; `news`: entries after `last_id` that somebody found for it."""
+
+    tag: str
+    key: str
+    last_id: str
+    news: list[Any] = field(default_factory=list)
 
 
 Effect = Read | Pause | Delta
@@ -146,8 +197,22 @@ class Follower:
             entries = yield from self._read_entries(0.0)
             if entries or left_s <= 0:
                 return entries
-            with self._seats.standing() as pause_s:
-                yield Pause(min(pause_s, left_s))
+            entries = yield from self._stand(until_s)
+            if entries:
+                return entries
+
+    def _stand(self, until_s: float) -> Asking:
+        """What somebody finds for us, or we for us and others; none when a seat may be free, or the time is over."""
+        with self._seats.standing(self._keys, self._request_id, self._reader.last_id) as place:
+            while (left_s := until_s - self._clock()) > 0:
+                yield Pause(min(self._seats.pause_s(), left_s))
+                if place.news or self._seats.has_free:
+                    break
+                look = self._seats.look(self._keys.tag, self._clock())
+                if look is not None:
+                    (streams,) = yield from self._ask([look])
+                    self._seats.share(streams)
+            return place.news
 
     def _read_entries(self, block_s: float) -> Asking:
         block = ("BLOCK", max(1, round(block_s * 1000))) if block_s > 0 else ()  # 0 would block for ever
@@ -247,6 +312,12 @@ def checked_entry_id(entry_id: str) -> str:
     if _ENTRY_ID.fullmatch(entry_id) and int(entry_id.partition("-")[0]) < 1 << 64:
         return entry_id
     raise InvalidRequestError(f"after must be an entry id such as '17-0', got {entry_id!r}", param="after")
+
+
+def split_entry_id(entry_id: str) -> tuple[int, int]:
+    """As a pair that sorts as streams do."""
+    first, _, second = entry_id.partition("-")
+    return int(first), int(second)
 
 
 def _raw_entry_commands(keys: Keys, request_id: str) -> list[Command]:

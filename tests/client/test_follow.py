@@ -122,10 +122,29 @@ def test_who_gets_no_seat_polls_and_takes_one_that_comes_free() -> None:
 def test_the_more_poll_the_less_often_each_of_them_does() -> None:
     seats = Seats(0)
     pauses = []
-    readers = [follow(Clock(), seats=seats).steps() for _ in range(100)]
+    readers = [follow(Clock(), seats=seats).steps() for _ in range(500)]
     for steps in readers:
         next(steps)
         pause = steps.send([None])
         assert isinstance(pause, Pause)
         pauses.append(pause.seconds)
-    assert pauses[0] < pauses[50] < pauses[99]
+    assert pauses[0] < pauses[250] < pauses[499]
+
+
+def test_one_look_is_for_all_who_stand_and_each_gets_what_comes_after_its_own_last_entry() -> None:
+    seats, clock = Seats(0), Clock()
+    looker, other, late = (
+        Follower(Keys(), name, after=after, is_known=True, clock=clock, seats=seats)
+        for name, after in (("q-1", "0-0"), ("q-2", "0-0"), ("q-2", "1-0"))
+    )
+    reading = [follower.steps() for follower in (looker, other, late)]
+    for steps in reading:
+        next(steps)
+        assert isinstance(steps.send([None]), Pause)
+    look = next(reading[0])
+    assert isinstance(look, Read)
+    assert look.commands[0][-4:] == (Keys().result("q-1"), Keys().result("q-2"), "0-0", "0-0")
+    (((_, entries),),) = streams(("1-0", delta(0, "a", 1)), ("2-0", delta(1, "b", 2)))
+    assert isinstance(reading[0].send([[(Keys().result("q-2").encode(), entries)]]), Pause)
+    told = [next(steps) for steps in reading[1:]]
+    assert [news.text for news in told if isinstance(news, Delta)] == ["a", "b"]

@@ -21,10 +21,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     parser.add_argument("--short", action="store_true", help="the campaign that the test suite runs")
+    parser.add_argument("--sweep", action="store_true", help="the lost-reply sweep alone")
     parser.add_argument("--history", type=Path, help="check a history that was kept, run nothing")
     options = parser.parse_args()
     if options.history:
         return report(History.load(options.history))
+    if options.sweep:
+        return sweep_all()
     started_s = time.monotonic()
     outcome = run_campaign(options.seed, SHORT if options.short else FULL, say)
     say(f"\nseed {options.seed}, {time.monotonic() - started_s:.0f} s")
@@ -39,7 +42,7 @@ def sweep_all() -> int:
     logging.getLogger("tokenmill_worker").setLevel(logging.CRITICAL)
     with running_server() as server:
         cases = list(all_cases(count_calls(server.tcp_url)))
-        broken = [(case, violations) for case, violations in sweep(server.tcp_url, cases) if violations]
+        broken = [(case, violations) for case, violations in sweep(server.tcp_url, cases, num_threads=8) if violations]
     say(f"\nlost-reply sweep: {len(cases)} cases, {len(broken)} broken, {time.monotonic() - started_s:.0f} s")
     for case, violations in broken[:MAX_SHOWN]:
         say(f"      {case}: {violations}")

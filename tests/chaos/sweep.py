@@ -17,7 +17,7 @@ from unittest.mock import patch
 from tokenmill import Client, client
 from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.keys import Keys
-from tokenmill.wire.messages import Request
+from tokenmill.wire.messages import FINAL_STATES, Request
 from tokenmill.wire.store import Store, Transitions, connect
 from tokenmill_worker import cli
 from tokenmill_worker.engine import EngineConfig
@@ -188,11 +188,11 @@ def _come_to_rest(stage: Stage) -> None:
     """Whoever could not say goodbye is reaped by a worker with nothing in its way."""
     keys = Keys(stage.queue)
     with connect(stage.url) as server:
-        if not server.exists(keys.workers, keys.dead_workers) and _is_final(stage):
+        if _is_settled(stage) and not _names(server, keys):
             return
         with stage.worker() as last:
             wait_until(
-                lambda: _is_final(stage) and _names(server, keys) == [last.lease.worker],
+                lambda: _is_settled(stage) and _names(server, keys) == [last.lease.worker],
                 description=f"{stage.case} comes to rest",
                 timeout=30.0,
             )
@@ -204,10 +204,13 @@ def _names(server: object, keys: Keys) -> list[str]:
     return [name.decode() for reply in replies for name in reply]
 
 
-def _is_final(stage: Stage) -> bool:
+def _is_settled(stage: Stage) -> bool:
+    """The request is final, and its entry is off the lanes: one cancelled in the queue waits there to be skipped."""
+    transitions = Transitions(Keys(stage.queue))
     with connect(stage.url) as server:
-        info = Store(server).run(Transitions(Keys(stage.queue)).inspect("q-1"))
-        return info is not None and info.state not in ("scheduled", "queued", "running")
+        info = Store(server).run(transitions.inspect("q-1"))
+        statistics = Store(server).run(transitions.statistics())
+    return info is not None and info.state in FINAL_STATES and not statistics.depth + statistics.in_flight
 
 
 def _answer(asking: Client) -> Answer:

@@ -40,7 +40,7 @@ def told(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> tuple[Told, ...
 def _rest(client: Any, keys: Keys) -> Rest:
     lanes = [keys.lane(lane) for lane in Lane]
     waiting = {lane: client.xlen(lane) for lane in lanes}
-    for lane in lanes:
+    for lane in filter(client.exists, lanes):
         groups = {group["name"].decode(): group["pending"] for group in client.xinfo_groups(lane)}
         waiting[f"{lane} pending"] = groups.get(GROUP, 0)
     for zset in (keys.workers, keys.dead_workers, keys.deadlines, keys.not_before):

@@ -198,6 +198,8 @@ def _draw(logits: Floats, rows: Sequence[SampleRow]) -> Indices:
 
 def _kept(probabilities: Floats, params: Sequence[SamplingParams]) -> Floats:
     """Zero for what top_k, then top_p, then min_p drop of [S, V], sorted from the likeliest on; the first stays."""
+    if not any(p.top_k or p.top_p < 1.0 or p.min_p for p in params):
+        return probabilities
     rank = np.arange(probabilities.shape[1])
     kept = np.where(rank < _column([p.top_k or np.inf for p in params]), probabilities, 0.0)
     before = np.cumsum(kept, axis=1) - kept

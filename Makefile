@@ -39,7 +39,7 @@ acceptance: $(READY) ## the acceptance scenarios in full, with their figures (ab
 servers: $(READY) ## the queue tests on Redis 6.2, 7.0, 8.2 and Valkey 9.1 (fetched into .cache, Debian for 7.0)
 	$(BIN)/python -m tests.support.server_matrix
 
-chaos: $(READY) ## workers under every fault there is; checks that nothing is lost or contradicted (about ten minutes)
+chaos: $(READY) ## workers under every fault there is; nothing may be lost or contradicted (about four minutes; SEED=7)
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED))
 
 bench: $(READY) ## the bare engine beside the same work through the queue

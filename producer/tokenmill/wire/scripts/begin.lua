@@ -8,7 +8,6 @@ local workers, deadlines, not_before, dead, lanes = key(), key(), key(), key(), 
 local worker, fingerprint, group_ttl_s, dead_maxlen, count = arg(), arg(), arg(), arg(), tonumber(arg())
 local now = now_ms()
 local replies = {}
-local FIELDS = {'body', 'failed', unpack(JOB_FIELDS)}
 
 if not redis.call('ZSCORE', workers, worker) then return redis.error_reply('FENCED ' .. worker .. ' has no lease') end
 
@@ -40,23 +39,24 @@ end
 
 local function take(claim, job)
   if job.published > 0 and fingerprint ~= '' and job.fingerprint ~= fingerprint then reset(claim, job) end
-  if fingerprint ~= '' then job.fingerprint = fingerprint end
-  job.fence = redis.call('HINCRBY', claim.keys.job, 'fence', 1)
+  redis.call('HINCRBY', claim.keys.job, 'fence', 1)
   redis.call('HSET', claim.keys.job, 'state', 'running', 'worker', worker, 'started_ms', integer(now),
-    'base', integer(job.published), 'fingerprint', job.fingerprint)
+    'base', integer(job.published))
+  if fingerprint ~= '' then redis.call('HSET', claim.keys.job, 'fingerprint', fingerprint) end
 end
 
-local function begun(claim, job)
-  return {'begun', claim.id, integer(now), job.fence, job.body, job.published, job.epoch, job.failed, job.crashed,
-    job.fingerprint, job.accepted_ms, job.deadline_ms, job.first_token_ms, job.result_ttl_s, job.group}
+local function begun(claim)
+  local reply = redis.call('HMGET', claim.keys.job, 'fence', 'body', 'published', 'epoch', 'failed', 'crashed',
+    'fingerprint', 'accepted_ms', 'deadline_ms', 'first_token_ms', 'result_ttl_s', 'group')
+  return {'begun', claim.id, integer(now), unpack(reply)}
 end
 
 local function begin(claim)
-  local job = read_fields(claim.keys.job, FIELDS)
+  local job = read_job(claim.keys.job)
   if not job and not claim.raw then return skip(claim) end
   if not job then
     create_job(claim.keys, claim.id, claim.raw, 'queued', claim.lane, claim.entry, accepted_at(claim.entry), deadlines)
-    job = read_fields(claim.keys.job, FIELDS)
+    job = read_job(claim.keys.job)
   end
   if job.lane ~= claim.lane or job.entry ~= claim.entry then
     if claim.raw and claim.raw.digest ~= job.digest then return refuse(claim) end
@@ -64,11 +64,11 @@ local function begin(claim)
   end
   if job.group ~= claim.group then return wrong_group(claim.id) end
   if FINAL[job.state] then return skip(claim) end
-  if job.state == 'running' and job.worker == worker then return begun(claim, job) end
+  if job.state == 'running' and job.worker == worker then return begun(claim) end
   if job.cancel == '1' then return finalize(claim, job, 'cancelled') end
   if is_past_deadline(job, now) then return finalize(claim, job, 'expired') end
   take(claim, job)
-  return begun(claim, job)
+  return begun(claim)
 end
 
 for i = 1, count do

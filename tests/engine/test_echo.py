@@ -109,11 +109,29 @@ def test_a_page_is_copied_before_anything_is_written() -> None:
     assert copied == whole
 
 
-def test_steps_can_be_paced(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr("tokenmill_worker.engine.echo.time.sleep", pauses.append)
-    Engine(EngineConfig(model="echo?step_ms=20")).generate("a", SamplingParams(max_tokens=3))
-    assert pauses == [0.02] * 3
+class _Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_steps_are_paced_as_on_a_device_beside_which_the_host_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock()
+    monkeypatch.setattr("tokenmill_worker.engine.echo.time", clock)
+    runner = EchoRunner(num_pages=4, step_s=0.02)
+    ends = []
+    for host_s in (0.0, 0.005, 0.005, 1.0):
+        clock.sleep(host_s)
+        runner.run(one_row([65], [0]))
+        ends.append(clock.now_s)
+    assert ends == pytest.approx([100.02, 100.04, 100.06, 101.08])
 
 
 # Faults on request

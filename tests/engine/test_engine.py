@@ -239,9 +239,9 @@ def test_a_prefix_hit_is_counted_as_cached() -> None:
 
 def test_cancel_tells_what_was_held_back_at_the_next_step() -> None:
     engine = make_engine()
-    free = engine.generate("abc", GREEDY)[0]
+    free = engine.generate("one", GREEDY)[0]
     stop = free.text[:4] + "never"
-    engine.add_request(make_request("abc", SamplingParams(temperature=0.0, max_tokens=50, stop=(stop,))))
+    engine.add_request(make_request("one", SamplingParams(temperature=0.0, max_tokens=50, stop=(stop,))))
     assert steps(engine, 3) == []
     engine.cancel("r")
     (event,) = steps(engine, 1)

@@ -5,7 +5,7 @@ slot, written to and read back through the page table: a wrong page, a lost copy
 Tokens are bytes. The text has characters of one to four bytes, so streams split them often; it never ends by itself.
 
 Options as in a URL, `echo?step_ms=20&abort_on=poison`:
-`step_ms`        how long a step takes at least
+`step_ms`        how long a step takes, with the host's work for the one before beside it
 `max_model_len`  its limit
 `fail_on`        a row whose prompt contains this text raises instead of drawing a token
 `abort_on`       ... ends the process on the spot, as a fault in native code does
@@ -40,6 +40,10 @@ _LENGTH = np.ones(VOCAB_SIZE, dtype=np.int64)  # of a character, by its first by
 _LENGTH[0x80:0xC0] = 0
 _LENGTH[0xC0:0xE0], _LENGTH[0xE0:0xF0], _LENGTH[0xF0:0xF8] = 2, 3, 4
 _NUM_CANDIDATES = 8
+_STRIDES = np.arange(1, _NUM_CANDIDATES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+_LIKELY = 4.0 - np.arange(_NUM_CANDIDATES) / 2
+_UNLIKELY = (-30.0 - np.arange(VOCAB_SIZE) / VOCAB_SIZE)[None]  # [1, 256]
+_BACK = np.arange(3)  # how far behind the last token the first byte of its character may stand
 
 
 class EchoTokenizer:
@@ -65,7 +69,7 @@ class EchoRunner:
 
     vocab_size = VOCAB_SIZE
     device = "cpu"
-    fingerprint = "echo-1"
+    fingerprint = "echo-2"
 
     def __init__(
         self,
@@ -79,13 +83,27 @@ class EchoRunner:
         self.num_pages = num_pages
         self.max_model_len = max_model_len
         self._step_s = step_s
+        self._ended_s = float("-inf")
         self._fail_on, self._abort_on = fail_on.encode(), abort_on.encode()
         self._state: Words = np.zeros(num_pages * PAGE_SIZE, dtype=np.uint64)  # hash of the tokens up to this one
         self._token = np.zeros(num_pages * PAGE_SIZE, dtype=np.uint8)
 
     def run(self, batch: PackedBatch) -> list[Sampled]:
+        started_s = time.monotonic()
+        sampled = self._run(batch)
         if self._step_s:
-            time.sleep(self._step_s)
+            self._pace(started_s)
+        return sampled
+
+    def _pace(self, started_s: float) -> None:
+        """A step ends `step_s` after the one before, as a device's would that works beside the host; or after idling,
+        `step_s` after its own start.
+        """
+        is_next = started_s - self._ended_s < self._step_s
+        self._ended_s = (self._ended_s if is_next else started_s) + self._step_s
+        time.sleep(max(0.0, self._ended_s - time.monotonic()))
+
+    def _run(self, batch: PackedBatch) -> list[Sampled]:
         self._copy_pages(batch)
         self._store(batch)
         if not batch.samples:
@@ -126,23 +144,21 @@ class EchoRunner:
         word = self._state[self._slots(batch, rows, last)]
         anywhere = (mix64s(last.astype(np.uint64)) % (last + 1).astype(np.uint64)).astype(np.int64)
         word = mix64s(word ^ mix64s(self._state[self._slots(batch, rows, anywhere)]))  # every page is read in time
-        logits = np.tile(-30.0 - np.arange(VOCAB_SIZE) / VOCAB_SIZE, (len(rows), 1))
-        is_inside = self._is_inside_character(batch, rows, last)
-        for rank in range(_NUM_CANDIDATES):
-            word = mix64s(word + np.uint64(rank + 1))
-            byte = np.where(is_inside, _NEXT[word % np.uint64(len(_NEXT))], _FIRST[word % np.uint64(len(_FIRST))])
-            logits[np.arange(len(rows)), byte] = 4.0 - rank / 2 + (word >> np.uint64(40)) * 2.0**-25
+        words = mix64s(word[:, None] + _STRIDES)  # [S, 8]
+        is_inside = self._is_inside_character(batch, rows, last)[:, None]
+        byte = np.where(is_inside, _NEXT[words % np.uint64(len(_NEXT))], _FIRST[words % np.uint64(len(_FIRST))])
+        logits: Floats = _UNLIKELY.repeat(len(rows), axis=0)
+        logits[np.arange(len(rows))[:, None], byte] = _LIKELY + (words >> np.uint64(40)) * 2.0**-25
         return logits
 
     def _is_inside_character(self, batch: PackedBatch, rows: Indices, last: Indices) -> NDArray[np.bool_]:
         """Do the last tokens begin a character without ending it?"""
-        is_inside = np.zeros(len(rows), dtype=np.bool_)
-        is_tail = np.ones(len(rows), dtype=np.bool_)  # only continuation bytes were seen so far
-        for back in range(3):
-            byte = self._token[self._slots(batch, rows, np.maximum(last - back, 0))]
-            np.logical_or(is_inside, is_tail & (last >= back) & (_LENGTH[byte] > back + 1), out=is_inside)
-            np.logical_and(is_tail, _LENGTH[byte] == 0, out=is_tail)
-        return is_inside
+        positions = last[:, None] - _BACK  # [S, 3]
+        length = _LENGTH[self._token[self._slots(batch, rows[:, None], np.maximum(positions, 0))]]
+        is_inside = (positions >= 0) & (length > _BACK + 1)
+        is_inside[:, 1:] &= np.logical_and.accumulate(length == 0, axis=1)[:, :2]  # only continuation bytes behind it
+        is_any: NDArray[np.bool_] = np.logical_or.reduce(is_inside, axis=1)
+        return is_any
 
 
 def _has_prompt_with(text: bytes, batch: PackedBatch) -> bool:

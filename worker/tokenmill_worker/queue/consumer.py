@@ -66,6 +66,7 @@ class Consumer(Service):
         self._ready = ReadyBuffer(lambda admission: holdings.holds(admission.tenure))
         self._audit_due_s = 0.0
         self._num_fetched = 0
+        self._is_quiet = False
         self._has_seen_the_end = False
 
     # The loop's side
@@ -117,18 +118,25 @@ class Consumer(Service):
         room = self._ready.wait_for_room(len(FETCH_ORDER), timeout_s=BLOCK_S)
         if room < len(FETCH_ORDER) or self._stopping.is_set():
             return
-        deliveries = self._lanes.read(worker, room) or self._read_idly(worker)
-        self._take(worker, deliveries)
+        deliveries = [] if self._is_quiet else self._lanes.read(worker, room)
+        self._take(worker, deliveries or self._read_idly(worker, room // len(FETCH_ORDER)))
 
-    def _read_idly(self, worker: str) -> list[Delivery]:
-        """Nothing waits: time for the quarantine lane, if nothing runs either; and then for whatever comes."""
-        if len(self._holdings):
-            return self._lanes.wait(worker, BLOCK_S)
-        num_left = self._serve_quarantined(worker)
-        if self._is_bursting and not num_left:
-            self._end_burst()
-            return []
-        return self._lanes.wait(worker, BLOCK_S)
+    def _read_idly(self, worker: str, most: int) -> list[Delivery]:
+        """Nothing waits: time for the quarantine lane, if nothing runs either; and then for whatever comes.
+
+        As long as less than `most` of any lane come at once, there is no more of it, and the next read waits as well:
+        a queue that is not busy costs one round trip for each read, not two.
+        """
+        if not len(self._holdings) and (self._is_bursting or self._quarantine.is_worth_a_look()):
+            num_left = self._serve_quarantined(worker)
+            if self._is_bursting and not num_left:
+                self._end_burst()
+                return []
+        deliveries = self._lanes.wait(worker, BLOCK_S, count=most)
+        self._is_quiet = not self._is_bursting and all(
+            sum(delivery.lane is lane for delivery in deliveries) < most for lane in FETCH_ORDER
+        )
+        return deliveries
 
     def _serve_quarantined(self, worker: str) -> int:
         return self._quarantine.serve(worker, lambda delivery: self._take(worker, [delivery]), stopping=self._stopping)

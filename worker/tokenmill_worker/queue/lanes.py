@@ -44,9 +44,9 @@ class Lanes:
             self._heal(error)
             return []
 
-    def wait(self, worker: str, timeout_s: float) -> list[Delivery]:
-        """Block until any lane has an entry. COUNT is per stream, so up to one of each lane may come."""
-        return self._read(worker, FETCH_ORDER, after=">", count=1, block_ms=int(timeout_s * 1000))
+    def wait(self, worker: str, timeout_s: float, *, count: int = 1) -> list[Delivery]:
+        """Block until any lane has an entry. COUNT is per stream, so up to `count` of each lane may come."""
+        return self._read(worker, FETCH_ORDER, after=">", count=count, block_ms=int(timeout_s * 1000))
 
     def history(self, worker: str, lanes: Iterable[Lane] = FETCH_ORDER) -> Iterator[Delivery]:
         """Entries delivered to this worker and never acked: those it runs, and those whose delivery got lost."""

@@ -13,6 +13,7 @@ from tokenmill_worker.queue.holdings import Holdings
 
 PATIENCE_S = 30.0  # so long may a busy queue keep the quarantine lane waiting
 TURN_SHARE = 3  # and for a third of that time may the quarantine lane then keep the queue waiting
+IDLE_LOOK_S = 0.2  # so often may an idle worker look, however many short requests make it idle again and again
 LOOK_S = 0.2  # at most so long is a wait deaf to a stop
 
 
@@ -34,11 +35,16 @@ class Quarantine:
         self._patience_s = patience_s
         self._now_s = now_s
         self._due_s = now_s() + patience_s
+        self._looked_s = float("-inf")
         self.num_served = 0
 
     def is_due(self) -> bool:
         """Waited long enough, however busy the engine is."""
         return self._now_s() >= self._due_s
+
+    def is_worth_a_look(self) -> bool:
+        """For who is idle, and was a moment ago."""
+        return self._now_s() >= self._looked_s + IDLE_LOOK_S
 
     def serve(self, worker: str, take: Callable[[Delivery], None], *, stopping: threading.Event) -> int:
         """One request after the other, each alone, for a turn; returns how much is left to come.
@@ -56,7 +62,8 @@ class Quarantine:
             self.num_served += 1
             if not self._wait_until_alone(stopping) or self._now_s() >= end_s:
                 break
-        self._due_s = self._now_s() + self._patience_s
+        self._looked_s = self._now_s()
+        self._due_s = self._looked_s + self._patience_s
         return found.num_left
 
     def _wait_until_alone(self, stopping: threading.Event) -> bool:

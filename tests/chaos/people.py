@@ -4,6 +4,7 @@ import contextlib
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -84,7 +85,7 @@ class Producer:
         persistently(self._client.job(request_id).cancel)
 
 
-class Person(threading.Thread):
+class Person(threading.Thread, ABC):
     """A thread that ends when it is asked to, and whose failure is not overlooked."""
 
     def __init__(self, name: str) -> None:
@@ -98,8 +99,9 @@ class Person(threading.Thread):
         except BaseException as failure:
             self.failure = failure
 
+    @abstractmethod
     def work(self) -> None:
-        raise NotImplementedError
+        """The thread's body; ends soon after `is_over` is set."""
 
     def finish(self) -> None:
         self.is_over.set()

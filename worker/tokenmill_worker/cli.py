@@ -111,7 +111,7 @@ def assemble(
     clock = ServerClock()
     holdings = Holdings(clock.now_ms)
     # No retries: a reply lost behind our back would not be audited.
-    reading = connect(url, key=keys.tag, block_s=BLOCK_S, retries=0)
+    reading = Store(connect(url, key=keys.tag, block_s=BLOCK_S, retries=0))
     publisher = Publisher(
         ServerPost(Store(connect(url, key=keys.tag, retries=0)), transitions),
         holdings,
@@ -129,7 +129,7 @@ def assemble(
     )
     lanes = Lanes(reading, keys)
     intake = Intake(
-        Store(reading),
+        reading,
         transitions,
         lanes,
         builder=RequestBuilder(_served_model(settings, engine)),
@@ -139,13 +139,13 @@ def assemble(
         fingerprint=engine.fingerprint,
     )
     consumer = Consumer(
-        Store(reading),
+        reading,
         transitions,
         lanes,
         intake,
         holdings=holdings,
         lease=lease,
-        quarantine=Quarantine(Store(reading), transitions, holdings, patience_s=quarantine_patience_s),
+        quarantine=Quarantine(reading, transitions, holdings, patience_s=quarantine_patience_s),
         is_bursting=settings.burst,
     )
     serving = Worker(engine, consumer, publisher, lease, holdings, drain_timeout_s=settings.drain_timeout_s)

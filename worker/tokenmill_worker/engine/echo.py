@@ -13,7 +13,7 @@ Options as in a URL, `echo?step_ms=20&abort_on=poison`:
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -167,17 +167,25 @@ def _has_prompt_with(text: bytes, batch: PackedBatch) -> bool:
 
 def sample(logits: Floats, rows: Sequence[SampleRow]) -> list[Sampled]:
     """One draw per row of [S, V] logits, by one uniform each; a row with a non-finite logit draws nothing."""
-    is_finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits), axis=1, keepdims=True)
-    raw = logits - _logsumexp(np.where(np.isfinite(logits), logits, 0.0))
-    adjusted = logits.copy()
+    is_finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits), axis=1)
+    logits = np.where(is_finite[:, None], logits, 0.0)
+    logprobs = _raw_logprobs(logits, rows)
     for index, row in enumerate(rows):
-        _adjust(adjusted[index], row)
-    tokens = _draw(np.where(is_finite, adjusted, 0.0), rows)
+        _adjust(logits[index], row)
+    tokens = _draw(logits, rows)
     fault = Sampled(error=RowError("non_finite_logits", "the model gave a logit that is not a number"))
     return [
-        Sampled(token, _logprobs(raw[index], token, row.params.logprobs)) if is_finite[index, 0] else fault
-        for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True))
+        Sampled(token, logprobs(index, token)) if is_good else fault
+        for index, (token, is_good) in enumerate(zip(tokens.tolist(), is_finite.tolist(), strict=True))
     ]
+
+
+def _raw_logprobs(logits: Floats, rows: Sequence[SampleRow]) -> Callable[[int, int], Logprobs | None]:
+    """What a row says of the token it drew: by the distribution before anything is adjusted, if it was asked for."""
+    if all(row.params.logprobs is None for row in rows):
+        return lambda index, token_id: None
+    raw = logits - _logsumexp(logits)
+    return lambda index, token_id: _logprobs(raw[index], token_id, rows[index].params.logprobs)
 
 
 def _adjust(logits: Floats, row: SampleRow) -> None:
@@ -192,7 +200,8 @@ def _adjust(logits: Floats, row: SampleRow) -> None:
     if params.presence_penalty or params.frequency_penalty:
         counts = np.bincount(row.output_token_ids, minlength=len(logits))
         logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-    logits[list(row.banned_token_ids)] = -np.inf
+    if row.banned_token_ids:
+        logits[list(row.banned_token_ids)] = -np.inf
 
 
 def _draw(logits: Floats, rows: Sequence[SampleRow]) -> Indices:
@@ -203,7 +212,7 @@ def _draw(logits: Floats, rows: Sequence[SampleRow]) -> Indices:
         return tokens
     params = [rows[index].params for index in drawn]
     order = np.argsort(-logits[drawn], axis=1, kind="stable")
-    scaled = np.take_along_axis(logits[drawn], order, axis=1) / _column([p.temperature for p in params])
+    scaled = logits[np.array(drawn)[:, None], order] / _column([p.temperature for p in params])
     probabilities = _kept(np.exp(scaled - _logsumexp(scaled)), params)
     cumulative = np.cumsum(probabilities, axis=1)
     u = uniforms([rows[index].seed for index in drawn], [rows[index].position for index in drawn])

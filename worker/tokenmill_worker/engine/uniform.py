@@ -14,6 +14,8 @@ _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15  # odd, 2^64 / golden ratio: consecutive counters land far apart
 _MUL_1 = 0xBF58476D1CE4E5B9
 _MUL_2 = 0x94D049BB133111EB
+_SHIFTS = tuple(map(np.uint64, (30, 27, 31)))
+_MULS = tuple(map(np.uint64, (_MUL_1, _MUL_2)))
 _ULP = 2.0**-53  # a double holds 53 bits exactly, so the top 53 of a word are a uniform in [0, 1)
 
 
@@ -26,9 +28,12 @@ def mix64(word: int) -> int:
 
 def mix64s(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """`mix64` for an array."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(_MUL_1)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(_MUL_2)
-    return words ^ (words >> np.uint64(31))
+    words = words ^ (words >> _SHIFTS[0])
+    words *= _MULS[0]
+    words ^= words >> _SHIFTS[1]
+    words *= _MULS[1]
+    words ^= words >> _SHIFTS[2]
+    return words
 
 
 def uniform(seed: int, position: int) -> float:

@@ -2,9 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
 
-from redis import Redis
 from redis.exceptions import ResponseError
 from tokenmill.wire.keys import FETCH_ORDER, GROUP, Keys, Lane
 from tokenmill.wire.store import Delivery, Store, Transitions, translate
@@ -14,14 +12,12 @@ HISTORY_PAGE = 100  # entries of one's own history in one reply
 
 log = logging.getLogger(__name__)
 
-_Reply = list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]
-
 
 class Lanes:
-    """Every method is one or a few commands on `redis`; a lost consumer group is made again on the way."""
+    """Every method is one or a few commands; a lost consumer group is made again on the way."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis = redis
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store = store
         self._keys = keys
         self._transitions = Transitions(keys)
         self._lane_of = {keys.lane(lane).encode(): lane for lane in Lane}
@@ -31,7 +27,7 @@ class Lanes:
         """At 0, never at `$`: what was queued before the first worker came is served too."""
         for lane in Lane:
             try:
-                self._redis.xgroup_create(self._keys.lane(lane), GROUP, id="0", mkstream=True)
+                self._store.client.xgroup_create(self._keys.lane(lane), GROUP, id="0", mkstream=True)
             except ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise translate(error) from error
@@ -39,7 +35,7 @@ class Lanes:
     def read(self, worker: str, count: int) -> list[Delivery]:
         """Up to `count` entries that nobody has, from the first lane on; returns at once."""
         try:
-            return Store(self._redis).run(self._transitions.fetch(worker, count, self._order()))
+            return self._store.run(self._transitions.fetch(worker, count, self._order()))
         except ResponseError as error:
             self._heal(error)
             return []
@@ -58,7 +54,7 @@ class Lanes:
 
     def forget(self, delivery: Delivery) -> None:
         """Ack an entry that was deleted while it was pending: it has no fields left, and nothing to do for anyone."""
-        self._redis.xack(self._keys.lane(delivery.lane), GROUP, delivery.entry_id)
+        self._store.client.xack(self._keys.lane(delivery.lane), GROUP, delivery.entry_id)
 
     def _order(self) -> Sequence[Lane]:
         self._num_passes += 1
@@ -67,20 +63,20 @@ class Lanes:
     def _read(
         self, worker: str, lanes: Sequence[Lane], *, after: str, count: int, block_ms: int | None = None
     ) -> list[Delivery]:
-        try:
-            reply = self._redis.xreadgroup(
-                GROUP, worker, {self._keys.lane(lane): after for lane in lanes}, count=count, block=block_ms
-            )
-        except ResponseError as error:
-            self._heal(error)
+        keys = [self._keys.lane(lane) for lane in lanes]
+        waiting = () if block_ms is None else ("BLOCK", block_ms)
+        reading = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count, *waiting, "STREAMS", *keys)
+        (reply,) = self._store.send([(*reading, *[after] * len(keys))])
+        if isinstance(reply, Exception):
+            self._heal(reply)
             return []
         return [
             Delivery(self._lane_of[stream], entry_id.decode(), fields)
-            for stream, entries in cast("_Reply", reply)
+            for stream, entries in reply
             for entry_id, fields in entries
         ]
 
-    def _heal(self, error: ResponseError) -> None:
+    def _heal(self, error: Exception) -> None:
         """The server lost the groups, or somebody destroyed them: the next read finds them. Raises any other error."""
         if "NOGROUP" not in str(error):
             raise translate(error) from error

@@ -1,6 +1,6 @@
 """Carries operations to the server and back, blocking or awaiting. Knows no key, no script and no message."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
@@ -8,6 +8,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.store.calls import Call, Command, Operation, Steps, attempt, evaluate
 from tokenmill.wire.store.connection import url_of
+from tokenmill.wire.store.line import Line
 
 if TYPE_CHECKING:
     import redis
@@ -32,7 +33,7 @@ def _pairs(flat: list[bytes]) -> Fields:
 
 
 # redis-py gives replies shapes that change with its versions and options. Ours: as the server said it, but for these.
-_SHAPES = {
+_SHAPES: dict[Any, Callable[[Any], Any]] = {
     "HGETALL": _pairs,
     "XRANGE": _entries,
     "XREVRANGE": _entries,
@@ -41,11 +42,17 @@ _SHAPES = {
 }
 
 
+def _shaped(command: Command, reply: Any) -> Any:
+    shape = _SHAPES.get(command[0])
+    return reply if shape is None or isinstance(reply, Exception) else shape(reply)
+
+
 class Store:
     """Runs operations over a blocking client; as thread-safe as that client, which is: each call takes a connection."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self.client = client
+        self._line = Line(client)
 
     def run(self, operation: Operation[T]) -> T:
         """The operation's result. UnavailableError, FencedError or QueueBusyError say why there is none."""
@@ -62,15 +69,13 @@ class Store:
     def send(self, commands: Sequence[Command]) -> list[Any]:
         """One batch in one round trip; an error reply is a value among the replies."""
         try:
-            pipe: Any = self.client.pipeline(transaction=False)  # typed only in part
-            pipe.response_callbacks = _SHAPES
-            for command in commands:
-                pipe.execute_command(*command)
-            return list(pipe.execute(raise_on_error=False))
+            replies = self._line.ask(commands)
         except (ConnectionError, TimeoutError, OSError) as error:
             raise _unavailable(self.client, error) from error
+        return [_shaped(command, reply) for command, reply in zip(commands, replies, strict=True)]
 
     def close(self) -> None:
+        self._line.close()
         self.client.close()
 
     def _drive(self, steps: Steps[T]) -> T:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,17 @@ def print_json(name: str, figures: Mapping[str, object], settings: Mapping[str, 
     line = json.dumps({"benchmark": name, **figures, "settings": settings, "machine": machine()})
     print(line, flush=True)
     return line
+
+
+def keep_line(name: str, line: str) -> None:
+    """The committed record of a benchmark."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(line + "\n")
+
+
+def peak_rss_mib() -> int:
+    """Of this process, so far. Linux counts in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def machine() -> dict[str, object]:

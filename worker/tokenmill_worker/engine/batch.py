@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill_worker.engine.api import Logprobs, RowError, SamplingParams
+from tokenmill_worker.engine.token_pieces import TokenPieces
 
 PAGE_SIZE = 32  # tokens: one contiguous tile per page and head, and the grain of the prefix cache
 
@@ -87,6 +88,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     eos_token_ids: frozenset[int]
     has_chat_template: bool
+    pieces: TokenPieces | None  # None: text has to be asked of `decode`
 
     def encode(self, text: str) -> list[int]:
         """With the model's own special tokens (BOS and the like)."""

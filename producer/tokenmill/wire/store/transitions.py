@@ -257,8 +257,8 @@ def _claim(claim: Claim) -> list[Argument]:
 def _deltas(entries: Sequence[DeltaEntry], epoch: int) -> list[Argument]:
     args: list[Argument] = [len(entries)]
     for entry in entries:
-        end = entry.end
-        args += (entry.offset, end, stream_id(epoch, end), *_fields(entry.encode()))
+        end, fields = entry.end, entry.flat()
+        args += (entry.offset, end, stream_id(epoch, end), len(fields) // 2, *fields)
     return args
 
 

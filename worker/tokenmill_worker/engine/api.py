@@ -80,6 +80,12 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def edits_logits(self) -> bool:
+        """Does anything change the model's logits before the draw? (Besides min_tokens, which does so for a while.)"""
+        penalties = self.presence_penalty, self.frequency_penalty
+        return bool(self.logit_bias) or self.repetition_penalty != 1.0 or penalties != (0.0, 0.0)
+
 
 def _in_range(param: str, value: float, low: float, high: float, *, exclude_low: bool = False) -> None:
     if math.isnan(value) or not low <= value <= high or (exclude_low and value == low):

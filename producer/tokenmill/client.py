@@ -8,11 +8,12 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 from tokenmill.follow import BLOCK_S, NUM_SEATS, Effect, Follower, Pause, Read, Seats, Steps
+from tokenmill.partitions import Partitions, Trip, weakest
 from tokenmill.wire.errors import (
     ConflictError,
     InvalidRequestError,
@@ -21,12 +22,11 @@ from tokenmill.wire.errors import (
     UnavailableError,
     UnknownRequestError,
 )
-from tokenmill.wire.keys import MAX_JOBS_PER_CALL, Keys
+from tokenmill.wire.keys import Keys
 from tokenmill.wire.messages import Completion, Delta, JobState, Priority, SamplingParams, check_request_id
 from tokenmill.wire.store import (
     DEFAULT_URL,
     AsyncStore,
-    Call,
     CancelReply,
     Durability,
     JobInfo,
@@ -40,7 +40,7 @@ from tokenmill.wire.store import (
 )
 
 URL_VARIABLE = "TOKENMILL_REDIS_URL"
-CALLS_PER_TRIP = 10  # submit_many: requests per round trip, in calls of MAX_JOBS_PER_CALL
+PARTITIONS_VARIABLE = "TOKENMILL_PARTITIONS"
 
 MAX_DELAY_S = 366 * 86_400  # as far as a deadline may be away
 
@@ -87,31 +87,50 @@ class RequestFields(TypedDict, total=False):
 class _Core:
     """What both clients share: everything that needs no answer from the server."""
 
-    def __init__(self, url: str | None, queue: str) -> None:
+    def __init__(self, url: str | None, queue: str, partitions: int | None) -> None:
         if not _QUEUE.fullmatch(queue):
             raise InvalidRequestError("a queue's name is 1 to 100 characters out of A-Z a-z 0-9 . _ -", param="queue")
         self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
-        self.keys = Keys(queue)
-        self.transitions = Transitions(self.keys)
+        self.partitions = Partitions(queue, _given_partitions() if partitions is None else partitions, url=self.url)
+        self.keys = self.partitions.transitions[0].keys
         self.seats = Seats()
+        self.has_agreed = False
 
-    def follower(self, request_id: str, after: str | None, timeout_s: float | None, *, is_known: bool) -> Follower:
-        return Follower(self.keys, request_id, after=after, timeout_s=timeout_s, is_known=is_known, seats=self.seats)
+    def transitions(self, partition: int) -> Transitions:
+        return self.partitions.transitions[partition]
 
-    def calls(self, submissions: Sequence[Submission]) -> list[Call[list[SubmitReply]]]:
-        starts = range(0, len(submissions), MAX_JOBS_PER_CALL)
-        return [self.transitions.submit(submissions[start : start + MAX_JOBS_PER_CALL]) for start in starts]
+    def partition(self, request_id: str, given: int | None) -> int:
+        """`given`: of a raw entry without an id, which may stand in any."""
+        if given is None:
+            return self.partitions.of(request_id)
+        if not 0 <= given < len(self.partitions.transitions):
+            raise InvalidRequestError(f"there is no partition {given} of this queue", param="partition")
+        return given
+
+    def follower(
+        self, request_id: str, partition: int, after: str | None, timeout_s: float | None, *, is_known: bool
+    ) -> Follower:
+        keys = self.transitions(partition).keys
+        return Follower(keys, request_id, after=after, timeout_s=timeout_s, is_known=is_known, seats=self.seats)
 
 
 class Client:
     """A queue, for producers that block. Threads may share it. Nothing is sent before the first call."""
 
-    def __init__(self, url: str | None = None, queue: str = "default") -> None:
-        """`url`: else TOKENMILL_REDIS_URL, else the local server. wire/store/routes.py lists the forms."""
-        self._core = _Core(url, queue)
-        url, key = self._core.url, self._core.keys.tag
-        self._store = Store(connect(url, key=key))
-        self._readers = Store(connect(url, key=key, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
+    def __init__(self, url: str | None = None, queue: str = "default", partitions: int | None = None) -> None:
+        """`url`: else TOKENMILL_REDIS_URL, else the local server. wire/store/routes.py lists the forms.
+
+        `partitions`: of the queue, as its workers have it; else TOKENMILL_PARTITIONS, else 1.
+        """
+        self._core = _Core(url, queue, partitions)
+        self._stores = self._core.partitions.connect(self._connect)
+        self._readers = self._core.partitions.connect(self._connect_reader)
+
+    def _connect(self, tag: str) -> Store:
+        return Store(connect(self._core.url, key=tag))
+
+    def _connect_reader(self, tag: str) -> Store:
+        return Store(connect(self._core.url, key=tag, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
 
     def submit(
         self, prompt: str | Sequence[int] | None = None, *, durable: bool = False, **fields: Unpack[RequestFields]
@@ -137,25 +156,31 @@ class Client:
         stay so: with ids of your own, calling again does nothing twice.
         """
         submissions = _submissions(requests)
-        calls = self._core.calls(submissions)
-        replies: list[list[SubmitReply]] = []
-        for start in range(0, len(calls), CALLS_PER_TRIP):
-            replies += self._store.pipeline(calls[start : start + CALLS_PER_TRIP])
+        self._agree()
+        replies: dict[int, SubmitReply] = {}
+        trips = list(self._core.partitions.trips(submissions))
+        for trip in trips:
+            replies |= _replies(trip, self._stores[trip.partition].pipeline(trip.calls))
         accepted = _accepted(submissions, replies)
-        durability = self._store.run(self._core.transitions.confirm()) if durable else None
+        durability = self._confirm({trip.partition for trip in trips}) if durable else None
         return [Job(self, request_id, is_known=True, durability=durability) for request_id in accepted]
 
-    def job(self, request_id: str) -> "Job":
-        """A handle on a request submitted before, by whomever; nothing is sent."""
-        return Job(self, check_request_id(request_id))
+    def job(self, request_id: str, *, partition: int | None = None) -> "Job":
+        """A handle on a request submitted before, by whomever; nothing is sent.
+
+        `partition`: where a raw entry without an id was added; every other request's follows from its id.
+        """
+        return Job(self, check_request_id(request_id), partition=partition)
 
     def statistics(self) -> QueueStatistics:
         """Depths, workers, ages: one immutable look."""
-        return self._store.run(self._core.transitions.statistics())
+        self._agree()
+        parts = zip(self._stores, self._core.partitions.transitions, strict=True)
+        return QueueStatistics.sum([store.run(transitions.statistics()) for store, transitions in parts])
 
     def close(self) -> None:
-        self._store.close()
-        self._readers.close()
+        for store in (*self._stores, *self._readers):
+            store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -165,26 +190,35 @@ class Client:
     ) -> None:
         self.close()
 
-    def _inspect(self, request_id: str) -> JobInfo | None:
-        return self._store.run(self._core.transitions.inspect(request_id))
+    def _agree(self) -> None:
+        """Once, before anything is enqueued: does everybody count the partitions alike? PartitionsError: no."""
+        if not self._core.has_agreed:
+            self._stores[0].run(self._core.transitions(0).agree())
+            self._core.has_agreed = True
 
-    def _cancel(self, request_id: str) -> CancelReply:
-        return self._store.run(self._core.transitions.cancel([request_id]))[0]
+    def _confirm(self, partitions: Iterable[int]) -> Durability:
+        return weakest([self._stores[number].run(self._core.transitions(number).confirm()) for number in partitions])
+
+    def _inspect(self, request_id: str, partition: int) -> JobInfo | None:
+        return self._stores[partition].run(self._core.transitions(partition).inspect(request_id))
+
+    def _cancel(self, request_id: str, partition: int) -> CancelReply:
+        return self._stores[partition].run(self._core.transitions(partition).cancel([request_id]))[0]
 
     def _follow(self, follower: Follower) -> Iterator[Delta]:
         steps, answer = follower.steps(), None
         while (effect := _next_effect(steps, answer)) is not None:
             answer = None
             if isinstance(effect, Read):
-                answer = self._read(effect)
+                answer = self._read(effect, follower.partition)
             elif isinstance(effect, Pause):
                 time.sleep(effect.seconds)
             else:
                 yield effect
 
-    def _read(self, effect: Read) -> list[Any] | UnavailableError:
+    def _read(self, effect: Read, partition: int) -> list[Any] | UnavailableError:
         try:
-            return (self._readers if effect.is_blocking else self._store).send(effect.commands)
+            return (self._readers if effect.is_blocking else self._stores)[partition].send(effect.commands)
         except UnavailableError as error:
             return error
 
@@ -195,12 +229,19 @@ class Job:
     `durability`: what a durable submission reached, else None.
     """
 
-    __slots__ = ("_client", "_is_known", "durability", "id")
+    __slots__ = ("_client", "_is_known", "_partition", "durability", "id")
 
     def __init__(
-        self, client: Client, request_id: str, *, is_known: bool = False, durability: Durability | None = None
+        self,
+        client: Client,
+        request_id: str,
+        *,
+        partition: int | None = None,
+        is_known: bool = False,
+        durability: Durability | None = None,
     ) -> None:
         self.id = request_id
+        self._partition = client._core.partition(request_id, partition)
         self.durability = durability
         self._client = client
         self._is_known = is_known
@@ -232,24 +273,30 @@ class Job:
 
     def status(self) -> JobState:
         """scheduled, queued, running; done, failed, cancelled, expired or dead. UnknownRequestError: there is none."""
-        return _state(self.id, self._client._inspect(self.id), self._client._core.keys)
+        return _state(self.id, self._client._inspect(self.id, self._partition), self._client._core.keys)
 
     def cancel(self) -> CancelReply:
         """Stop it: `cancelled` at once, or `flagged` for its worker; `final` already, or `unknown`."""
-        return self._client._cancel(self.id)
+        return self._client._cancel(self.id, self._partition)
 
     def _follower(self, after: str | None, timeout_s: float | None) -> Follower:
-        return self._client._core.follower(self.id, after, timeout_s, is_known=self._is_known)
+        return self._client._core.follower(self.id, self._partition, after, timeout_s, is_known=self._is_known)
 
 
 class AsyncClient:
     """As Client, for asyncio: the same methods, awaited."""
 
-    def __init__(self, url: str | None = None, queue: str = "default") -> None:
-        self._core = _Core(url, queue)
-        url, key = self._core.url, self._core.keys.tag
-        self._store = AsyncStore(connect_async(url, key=key))
-        self._readers = AsyncStore(connect_async(url, key=key, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS))
+    def __init__(self, url: str | None = None, queue: str = "default", partitions: int | None = None) -> None:
+        self._core = _Core(url, queue, partitions)
+        self._stores = self._core.partitions.connect(self._connect)
+        self._readers = self._core.partitions.connect(self._connect_reader)
+
+    def _connect(self, tag: str) -> AsyncStore:
+        return AsyncStore(connect_async(self._core.url, key=tag))
+
+    def _connect_reader(self, tag: str) -> AsyncStore:
+        connected = connect_async(self._core.url, key=tag, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS)
+        return AsyncStore(connected)
 
     async def submit(
         self, prompt: str | Sequence[int] | None = None, *, durable: bool = False, **fields: Unpack[RequestFields]
@@ -258,23 +305,26 @@ class AsyncClient:
 
     async def submit_many(self, requests: Sequence[Mapping[str, object]], *, durable: bool = False) -> "list[AsyncJob]":
         submissions = _submissions(requests)
-        calls = self._core.calls(submissions)
-        replies: list[list[SubmitReply]] = []
-        for start in range(0, len(calls), CALLS_PER_TRIP):
-            replies += await self._store.pipeline(calls[start : start + CALLS_PER_TRIP])
+        await self._agree()
+        replies: dict[int, SubmitReply] = {}
+        trips = list(self._core.partitions.trips(submissions))
+        for trip in trips:
+            replies |= _replies(trip, await self._stores[trip.partition].pipeline(trip.calls))
         accepted = _accepted(submissions, replies)
-        durability = await self._store.run(self._core.transitions.confirm()) if durable else None
+        durability = await self._confirm({trip.partition for trip in trips}) if durable else None
         return [AsyncJob(self, request_id, is_known=True, durability=durability) for request_id in accepted]
 
-    def job(self, request_id: str) -> "AsyncJob":
-        return AsyncJob(self, check_request_id(request_id))
+    def job(self, request_id: str, *, partition: int | None = None) -> "AsyncJob":
+        return AsyncJob(self, check_request_id(request_id), partition=partition)
 
     async def statistics(self) -> QueueStatistics:
-        return await self._store.run(self._core.transitions.statistics())
+        await self._agree()
+        parts = zip(self._stores, self._core.partitions.transitions, strict=True)
+        return QueueStatistics.sum([await store.run(transitions.statistics()) for store, transitions in parts])
 
     async def close(self) -> None:
-        await self._store.close()
-        await self._readers.close()
+        for store in (*self._stores, *self._readers):
+            await store.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -284,26 +334,36 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _inspect(self, request_id: str) -> JobInfo | None:
-        return await self._store.run(self._core.transitions.inspect(request_id))
+    async def _agree(self) -> None:
+        if not self._core.has_agreed:
+            await self._stores[0].run(self._core.transitions(0).agree())
+            self._core.has_agreed = True
 
-    async def _cancel(self, request_id: str) -> CancelReply:
-        return (await self._store.run(self._core.transitions.cancel([request_id])))[0]
+    async def _confirm(self, partitions: Iterable[int]) -> Durability:
+        return weakest(
+            [await self._stores[number].run(self._core.transitions(number).confirm()) for number in partitions]
+        )
+
+    async def _inspect(self, request_id: str, partition: int) -> JobInfo | None:
+        return await self._stores[partition].run(self._core.transitions(partition).inspect(request_id))
+
+    async def _cancel(self, request_id: str, partition: int) -> CancelReply:
+        return (await self._stores[partition].run(self._core.transitions(partition).cancel([request_id])))[0]
 
     async def _follow(self, follower: Follower) -> AsyncIterator[Delta]:
         steps, answer = follower.steps(), None
         while (effect := _next_effect(steps, answer)) is not None:
             answer = None
             if isinstance(effect, Read):
-                answer = await self._read(effect)
+                answer = await self._read(effect, follower.partition)
             elif isinstance(effect, Pause):
                 await asyncio.sleep(effect.seconds)
             else:
                 yield effect
 
-    async def _read(self, effect: Read) -> list[Any] | UnavailableError:
+    async def _read(self, effect: Read, partition: int) -> list[Any] | UnavailableError:
         try:
-            return await (self._readers if effect.is_blocking else self._store).send(effect.commands)
+            return await (self._readers if effect.is_blocking else self._stores)[partition].send(effect.commands)
         except UnavailableError as error:
             return error
 
@@ -311,12 +371,19 @@ class AsyncClient:
 class AsyncJob:
     """As Job, for asyncio."""
 
-    __slots__ = ("_client", "_is_known", "durability", "id")
+    __slots__ = ("_client", "_is_known", "_partition", "durability", "id")
 
     def __init__(
-        self, client: AsyncClient, request_id: str, *, is_known: bool = False, durability: Durability | None = None
+        self,
+        client: AsyncClient,
+        request_id: str,
+        *,
+        partition: int | None = None,
+        is_known: bool = False,
+        durability: Durability | None = None,
     ) -> None:
         self.id = request_id
+        self._partition = client._core.partition(request_id, partition)
         self.durability = durability
         self._client = client
         self._is_known = is_known
@@ -338,13 +405,20 @@ class AsyncJob:
         return _final(follower.completion)
 
     async def status(self) -> JobState:
-        return _state(self.id, await self._client._inspect(self.id), self._client._core.keys)
+        return _state(self.id, await self._client._inspect(self.id, self._partition), self._client._core.keys)
 
     async def cancel(self) -> CancelReply:
-        return await self._client._cancel(self.id)
+        return await self._client._cancel(self.id, self._partition)
 
     def _follower(self, after: str | None, timeout_s: float | None) -> Follower:
-        return self._client._core.follower(self.id, after, timeout_s, is_known=self._is_known)
+        return self._client._core.follower(self.id, self._partition, after, timeout_s, is_known=self._is_known)
+
+
+def _given_partitions() -> int:
+    given = os.environ.get(PARTITIONS_VARIABLE) or "1"
+    if not given.isdecimal():
+        raise InvalidRequestError(f"{PARTITIONS_VARIABLE}={given!r} is no number", param="partitions")
+    return int(given)
 
 
 def _submissions(requests: Sequence[Mapping[str, object]]) -> list[Submission]:
@@ -371,9 +445,14 @@ def _delay_ms(delay_s: object) -> int | None:
     return round(delay_s * 1000) or None
 
 
-def _accepted(submissions: Sequence[Submission], replies: Sequence[Sequence[SubmitReply]]) -> list[str]:
-    flat = [reply for call in replies for reply in call]
-    for submission, reply in zip(submissions, flat, strict=True):
+def _replies(trip: Trip, replies: Sequence[list[SubmitReply]]) -> dict[int, SubmitReply]:
+    """By where the submission stood."""
+    return dict(zip(trip.places, (reply for call in replies for reply in call), strict=True))
+
+
+def _accepted(submissions: Sequence[Submission], replies: Mapping[int, SubmitReply]) -> list[str]:
+    for place, submission in enumerate(submissions):
+        reply = replies[place]
         if reply.status == "conflict":
             raise ConflictError(submission.request_id)
         if reply.status == "busy":

@@ -168,6 +168,11 @@ class Follower:
         self._outage = _Outage(clock, has_answered=is_known)
 
     @property
+    def partition(self) -> int:
+        """Where its reads go."""
+        return self._keys.partition
+
+    @property
     def completion(self) -> Completion | None:
         return self._reader.completion
 

@@ -30,7 +30,7 @@ def actual_names() -> set[str]:
         *(keys.lane(lane) for lane in [*FETCH_ORDER, Lane.QUARANTINE]),
         *(keys.job("<id>"), keys.result("<id>"), keys.workers, keys.dead_workers, keys.worker_info("<worker>")),
         *(keys.cancels("<worker>"), keys.deadlines, keys.not_before, keys.group("<group>")),
-        *(keys.group_done("<group>"), keys.dead, keys.mark),
+        *(keys.group_done("<group>"), keys.dead, keys.count, keys.mark),
     ]
     return {name.replace(keys.tag, "T:") for name in names}
 

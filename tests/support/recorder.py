@@ -45,7 +45,7 @@ def _rest(client: Any, keys: Keys) -> Rest:
         waiting[f"{lane} pending"] = groups.get(GROUP, 0)
     for zset in (keys.workers, keys.dead_workers, keys.deadlines, keys.not_before):
         waiting[zset] = client.zcard(zset)
-    left = keys_without_ttl(client, keys.queue) - {*lanes, keys.dead}
+    left = keys_without_ttl(client, keys.queue) - {*lanes, keys.dead, keys.count}
     return Rest(waiting, tuple(sorted(left)))
 
 

@@ -9,30 +9,31 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import click
 from redis.exceptions import RedisError
 from tokenmill.wire.errors import TokenmillError
-from tokenmill.wire.keys import Keys
+from tokenmill.wire.keys import Keys, all_keys
 from tokenmill.wire.store import Store, Transitions, connect, hide_password
 
 from tokenmill_worker.engine.api import EngineConfig, EngineError
 from tokenmill_worker.engine.engine import Engine
 from tokenmill_worker.metrics import WorkerStatistics
-from tokenmill_worker.queue.clock import ServerClock
 from tokenmill_worker.queue.consumer import BLOCK_S, Consumer
-from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.intake import Intake
 from tokenmill_worker.queue.lanes import Lanes
-from tokenmill_worker.queue.lease import Lease
+from tokenmill_worker.queue.lease import Lease, fresh_name
+from tokenmill_worker.queue.partitions import Consumers, Leases, Part, Publishers, Site, Together, engine_id
 from tokenmill_worker.queue.post import ServerPost
 from tokenmill_worker.queue.publisher import Publisher
 from tokenmill_worker.queue.quarantine import PATIENCE_S, Quarantine
 from tokenmill_worker.queue.requests import RequestBuilder, ServedModel
+from tokenmill_worker.queue.sharing import GatedIntake, Share, SharingLanes
 from tokenmill_worker.queue.stall import StallWatch
 from tokenmill_worker.settings import SettingsError, WorkerSettings
 from tokenmill_worker.worker import Worker
@@ -54,6 +55,7 @@ log = logging.getLogger("tokenmill_worker")
     help="redis[s][+sentinel|+cluster]://, unix://, or embedded.",
 )
 @click.option("--queue", metavar="NAME", help="The queue's name.")
+@click.option("--partitions", type=int, metavar="P", help="Of the queue; the same for all.")
 @click.option("--burst", is_flag=True, default=None, help="End when the queue is empty.")
 @click.option("--dtype", metavar="D", help="auto, bfloat16, float16 or float32.")
 @click.option("--device", metavar="D", help="auto, cpu or cuda.")
@@ -106,50 +108,92 @@ def assemble(
     engine: Engine, settings: WorkerSettings, url: str, *, quarantine_patience_s: float = PATIENCE_S
 ) -> Worker:
     """A worker around a loaded engine; nothing is sent to the server yet."""
-    keys = Keys(settings.queue)
-    transitions = Transitions(keys)
-    clock = ServerClock()
-    holdings = Holdings(clock.now_ms)
+    process = fresh_name()
+
+    def describe() -> dict[str, str]:
+        return {**_identity(settings, engine, process), **WorkerStatistics.of(serving).fields()}
+
+    sites = [Site(keys) for keys in all_keys(settings.queue, settings.partitions)]
+    together = Together(sites)
+    parts = [
+        _part(engine, settings, url, site, together, describe=describe, patience_s=quarantine_patience_s)
+        for site in sites
+    ]
+    serving = _worker(engine, parts, sites, together, drain_timeout_s=settings.drain_timeout_s)
+    return serving
+
+
+def _worker(
+    engine: Engine, parts: Sequence[Part], sites: Sequence[Site], together: Together, *, drain_timeout_s: float
+) -> Worker:
+    """One partition's parts as they are; those of several, gathered."""
+    if len(parts) == 1:
+        part, holdings = parts[0], sites[0].holdings
+        return Worker(engine, part.consumer, part.publisher, part.lease, holdings, drain_timeout_s=drain_timeout_s)
+    return Worker(
+        engine,
+        Consumers([part.consumer for part in parts], together.ready),
+        Publishers([part.publisher for part in parts], together.holdings),
+        Leases([part.lease for part in parts]),
+        together.holdings,
+        drain_timeout_s=drain_timeout_s,
+    )
+
+
+def _part(
+    engine: Engine,
+    settings: WorkerSettings,
+    url: str,
+    site: Site,
+    together: Together,
+    *,
+    describe: Callable[[], dict[str, str]],
+    patience_s: float,
+) -> Part:
+    """What serves one partition, over three connections of its own."""
+    keys, transitions = site.keys, Transitions(site.keys)
     # No retries: a reply lost behind our back would not be audited.
     reading = Store(connect(url, key=keys.tag, block_s=BLOCK_S, retries=0))
     publisher = Publisher(
         ServerPost(Store(connect(url, key=keys.tag, retries=0)), transitions),
-        holdings,
-        now_ms=clock.now_ms,
+        site.holdings,
+        now_ms=site.clock.now_ms,
         settle_timeout_s=settings.lease_ttl_s,
     )
     lease = Lease(
         Store(connect(url, key=keys.tag, retries=0)),
         transitions,
-        holdings,
+        site.holdings,
         ttl_s=settings.lease_ttl_s,
         stall_watch=StallWatch(engine.statistics, timeout_s=settings.stall_timeout_s),
-        describe=lambda: {**_identity(settings, engine), **WorkerStatistics.of(serving).fields()},
-        title=_title(settings, engine, url),
+        describe=describe,
+        title=_title(settings, engine, url, keys),
     )
-    lanes = Lanes(reading, keys)
+    is_alone = keys.partitions == 1
+    share = Share(together.ready, together.gate)
+    lanes = Lanes(reading, keys) if is_alone else SharingLanes(reading, keys, share)
     intake = Intake(
         reading,
         transitions,
         lanes,
-        builder=RequestBuilder(_served_model(settings, engine)),
+        builder=RequestBuilder(_served_model(settings, engine), partial(engine_id, keys)),
         publisher=publisher,
-        holdings=holdings,
-        clock=clock,
+        holdings=site.holdings,
+        clock=site.clock,
         fingerprint=engine.fingerprint,
     )
     consumer = Consumer(
         reading,
         transitions,
         lanes,
-        intake,
-        holdings=holdings,
+        intake if is_alone else GatedIntake(intake, together.gate),
+        holdings=site.holdings,
         lease=lease,
-        quarantine=Quarantine(reading, transitions, holdings, patience_s=quarantine_patience_s),
+        quarantine=Quarantine(reading, transitions, together.gate, patience_s=patience_s),
+        ready=None if is_alone else share,
         is_bursting=settings.burst,
     )
-    serving = Worker(engine, consumer, publisher, lease, holdings, drain_timeout_s=settings.drain_timeout_s)
-    return serving
+    return Part(consumer, publisher, lease)
 
 
 def _engine_config(settings: WorkerSettings) -> EngineConfig:
@@ -173,9 +217,10 @@ def _served_model(settings: WorkerSettings, engine: Engine) -> ServedModel:
     return ServedModel(names, engine.tokenizer, engine.default_params, engine)
 
 
-def _identity(settings: WorkerSettings, engine: Engine) -> dict[str, str]:
-    """What does not change while the worker runs."""
-    return {
+def _identity(settings: WorkerSettings, engine: Engine, process: str) -> dict[str, str]:
+    """What does not change while the worker runs. `process`: the same for all its leases."""
+    parts = {"process": process, "partitions": str(settings.partitions)} if settings.partitions > 1 else {}
+    return parts | {
         "model": settings.model,
         "served_model_name": settings.served_model_name or settings.model,
         "queue": settings.queue,
@@ -190,9 +235,10 @@ def _identity(settings: WorkerSettings, engine: Engine) -> dict[str, str]:
     }
 
 
-def _title(settings: WorkerSettings, engine: Engine, url: str) -> str:
+def _title(settings: WorkerSettings, engine: Engine, url: str, keys: Keys) -> str:
+    part = f", partition {keys.partition} of {keys.partitions}" if keys.partitions > 1 else ""
     return (
-        f"model {settings.model}, device {engine.device}, queue {settings.queue}, "
+        f"model {settings.model}, device {engine.device}, queue {settings.queue}{part}, "
         f"{settings.max_num_seqs} rows, {hide_password(url)}"
     )
 

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from tokenmill.wire.keys import MAX_PARTITIONS
 from tokenmill.wire.store import DEFAULT_URL
 
 ENV_PREFIX = "TOKENMILL_"
@@ -32,6 +33,9 @@ class WorkerSettings(BaseSettings):
         description="redis[s]://, unix://, redis[s]+sentinel:// or redis[s]+cluster://; `embedded` starts a server",
     )
     queue: str = Field("default", pattern=r"^[A-Za-z0-9._~-]{1,100}$", description="one queue serves one model")
+    partitions: int = Field(
+        1, ge=1, le=MAX_PARTITIONS, description="of the queue; the same for all its workers and clients"
+    )
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="of weights and KV; auto takes what the model was saved in, where the device is fast at it"
@@ -47,13 +51,9 @@ class WorkerSettings(BaseSettings):
     )
     kv_cache_tokens: int | None = Field(None, ge=32, description="size of the KV pool; sized from free memory if unset")
     enable_prefix_caching: bool = Field(True, description="requests that begin alike share the KV of what is alike")
-    attention_backend: Literal["auto", "cpu", "sdpa", "reference"] = Field(
-        "auto", description="auto is cpu on a CPU with a C++ compiler, else sdpa; reference is for tests only"
-    )
+    attention_backend: Literal["auto", "reference", "sdpa"] = Field("auto", description="reference is for tests only")
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
-    cache_dir: str | None = Field(
-        None, description="where converted GGUF files and the CPU library are kept; ~/.cache/tokenmill if unset"
-    )
+    cache_dir: str | None = Field(None, description="where converted GGUF files are kept; ~/.cache/tokenmill if unset")
 
     burst: bool = Field(False, description="end when the queue is empty, instead of waiting for more")
     drain_timeout_s: float = Field(

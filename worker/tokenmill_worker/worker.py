@@ -8,8 +8,8 @@ from tokenmill_worker.engine.api import InvalidRequestError
 from tokenmill_worker.engine.engine import Engine
 from tokenmill_worker.queue.admission import Admission
 from tokenmill_worker.queue.consumer import Consumer
-from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.lease import Lease
+from tokenmill_worker.queue.partitions import Consumers, Holds, Leases, Publishers
 from tokenmill_worker.queue.publisher import Publisher
 
 
@@ -23,10 +23,10 @@ class Worker:
     def __init__(
         self,
         engine: Engine,
-        consumer: Consumer,
-        publisher: Publisher,
-        lease: Lease,
-        holdings: Holdings,
+        consumer: Consumer | Consumers,
+        publisher: Publisher | Publishers,
+        lease: Lease | Leases,
+        holdings: Holds,
         *,
         drain_timeout_s: float,
     ) -> None:

@@ -35,9 +35,10 @@ class QueueConnection:
     """A RequestQueue over a server; a context manager. `on_idle` is called now and then while waiting."""
 
     def __init__(
-        self, url: str, queue: str = "default", *, group: str, on_idle: Callable[[], None] = lambda: None
+        self, url: str, keys: Keys | str = "default", *, group: str, on_idle: Callable[[], None] = lambda: None
     ) -> None:
-        self._keys = Keys(queue)
+        """`keys`: of the partition, or the name of a queue that has but one."""
+        self._keys = Keys(keys) if isinstance(keys, str) else keys
         self._transitions = Transitions(self._keys)
         self._store = Store(connect(url, key=self._keys.tag, block_s=SILENCE_S))
         self._fan_in = self._keys.group_done(group)

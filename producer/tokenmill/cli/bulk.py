@@ -14,15 +14,16 @@ import click
 from tokenmill.bulk.connection import QueueConnection
 from tokenmill.bulk.identity import Recipe
 from tokenmill.bulk.output import OutputError, OutputFile
+from tokenmill.bulk.partitioned import PartitionedQueue, connect_queue
 from tokenmill.bulk.planner import RunPlan
 from tokenmill.bulk.progress import ProgressView, SilentView, choose_view, format_duration
 from tokenmill.bulk.prompts import TemplateError, make_renderer
 from tokenmill.bulk.rows import InputError
-from tokenmill.bulk.run import BulkRun, RunReport
+from tokenmill.bulk.run import BulkRun, RequestQueue, RunReport
 from tokenmill.cli.exits import Exit, Terminated, fail, with_exit_codes
 from tokenmill.cli.hints import lacks_chat_template, warn_when_nobody_works
 from tokenmill.cli.local import LOCAL_QUEUE, LocalWorkerError, local_worker
-from tokenmill.cli.options import json_option, queue_option, redis_option, sampling_of, sampling_options
+from tokenmill.cli.options import json_option, queue_options, sampling_of, sampling_options
 from tokenmill.cli.screens import can_redraw
 from tokenmill.client import Client
 
@@ -61,8 +62,7 @@ def bulk() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where the rows go, as JSONL.",
 )
-@redis_option
-@queue_option
+@queue_options
 @click.option("--local", "is_local", is_flag=True, help="Start a server and a worker here, for this run only.")
 @click.option(
     "--model", metavar="M", help="With --local: what to load (default smollm2). Else: a name the queue serves."
@@ -143,27 +143,37 @@ def _plan(options: dict[str, Any]) -> RunPlan:
 
 def _connector(
     options: dict[str, Any], output: OutputFile, view: ProgressView, stack: ExitStack
-) -> Callable[[], QueueConnection]:
+) -> Callable[[], RequestQueue]:
     """What opens the connection (and starts the local worker) once a row is found missing."""
 
-    def connect() -> QueueConnection:
+    partitions = options["partitions"]
+
+    def connect() -> RequestQueue:
         if not options["is_local"]:
-            _look_at_queue(options["redis_url"], options["queue"], is_raw=options["is_raw"])
-            return stack.enter_context(QueueConnection(options["redis_url"], options["queue"], group=output.run_id))
+            url, queue = options["redis_url"], options["queue"]
+            _look_at_queue(url, queue, partitions, is_raw=options["is_raw"])
+            return _entered(stack, connect_queue(url, queue, partitions, group=output.run_id))
         model = _local_model(options)
         view.note(f"starting a local worker with {model}")
         worker_options = {"--dtype": options["dtype"], "--max-num-seqs": options["max_num_seqs"]}
-        worker = stack.enter_context(local_worker(model, worker_options, folder=output.scratch("local")))
+        folder = output.scratch("local")
+        worker = stack.enter_context(local_worker(model, worker_options, partitions=partitions, folder=folder))
         worker.wait_ready()
-        _look_at_queue(worker.url, LOCAL_QUEUE, is_raw=options["is_raw"])
-        return stack.enter_context(QueueConnection(worker.url, group=output.run_id, on_idle=worker.check))
+        _look_at_queue(worker.url, LOCAL_QUEUE, partitions, is_raw=options["is_raw"])
+        queue = connect_queue(worker.url, LOCAL_QUEUE, partitions, group=output.run_id, on_idle=worker.check)
+        return _entered(stack, queue)
 
     return connect
 
 
-def _look_at_queue(url: str, queue: str, *, is_raw: bool) -> None:
+def _entered(stack: ExitStack, queue: QueueConnection | PartitionedQueue) -> RequestQueue:
+    stack.enter_context(queue)
+    return queue
+
+
+def _look_at_queue(url: str, queue: str, partitions: int, *, is_raw: bool) -> None:
     """Raw is part of what a row is known by, so it is asked for here and never taken silently."""
-    with Client(url, queue) as client:
+    with Client(url, queue, partitions) as client:
         statistics = client.statistics()
     warn_when_nobody_works(statistics)
     if lacks_chat_template(statistics) and not is_raw:

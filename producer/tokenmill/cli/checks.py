@@ -3,7 +3,7 @@
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +24,9 @@ from tokenmill.cli.server_checks import (
     look_at_transport,
     look_at_version,
 )
+from tokenmill.partitions import Partitions
 from tokenmill.wire.errors import TokenmillError
-from tokenmill.wire.keys import PREFIX, Keys
+from tokenmill.wire.keys import PREFIX, Keys, Lane
 from tokenmill.wire.store import connect, hide_password
 
 PROBE_TTL_MS = 60_000  # of the permission check's key, were its removal to fail
@@ -104,6 +105,37 @@ def look_at_permissions(server: "redis.Redis", queue: str) -> Finding:
         advice = f"the least that an ACL user needs: {LEAST_ACL} (and {FOR_DURABLE_ACL} from server 7.2 on)"
         return Finding("permissions", "broken", str(error), advice)
     return Finding("permissions", "ok", "streams, groups and scripts")
+
+
+def look_at_partitions(url: str, queue: str, partitions: int) -> Finding:
+    """Does a node answer for each, and does the queue count them as we do?"""
+    parts = Partitions(queue, partitions, url=url)
+    keys = [transitions.keys for transitions in parts.transitions]
+    servers = parts.connect(lambda tag: connect(url, key=tag))
+    nodes, away = _nodes_of(keys, servers)
+    if away:
+        advice = "requests that belong there wait: look at the cluster's nodes and slots (CLUSTER SHARDS)"
+        return Finding("partitions", "broken", f"{len(away)} of {partitions} do not answer: {'; '.join(away)}", advice)
+    with servers[0] as server:
+        known = server.hget(keys[0].count, "partitions")
+    if known is not None and int(_text(known)) != partitions:
+        advice = f"say --partitions {_text(known)} or TOKENMILL_PARTITIONS={_text(known)}, to workers and clients alike"
+        return Finding("partitions", "broken", f"the queue has {_text(known)}, not {partitions}", advice)
+    told = "as the queue has it" if known is not None else "nobody has used the queue yet"
+    return Finding("partitions", "ok", f"{partitions} on {len(nodes)} nodes, all answer; {told}")
+
+
+def _nodes_of(keys: Sequence[Keys], servers: Sequence["redis.Redis"]) -> tuple[set[object], list[str]]:
+    """(those that serve a partition, what is wrong with the others)."""
+    nodes: set[object] = set()
+    away: list[str] = []
+    for one, server in zip(keys, servers, strict=True):
+        try:
+            server.exists(one.lane(Lane.NORMAL))
+            nodes.add(server.info("server").get("run_id"))
+        except (redis.RedisError, OSError) as error:
+            away.append(f"{one.partition} ({error})")
+    return nodes, away
 
 
 def look_at_model(model: str) -> Finding:

@@ -1,7 +1,7 @@
 """`tokenmill dead`: look at what could not be answered, ask it again, or throw it away. Knows no server command."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any, TypeVar
@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import click
 
 from tokenmill.cli.exits import fail, with_exit_codes
-from tokenmill.cli.options import DURATION, json_option, queue_option, redis_option
+from tokenmill.cli.options import DURATION, json_option, queue_options
 from tokenmill.client import Client
+from tokenmill.partitions import Partitions
 from tokenmill.wire.errors import ConflictError, DecodeError, InvalidRequestError
 from tokenmill.wire.keys import Keys
 from tokenmill.wire.store import Operation, Store, connect
@@ -19,39 +20,52 @@ from tokenmill.wire.store.letters import DeadLetter, count_letters, find_body, r
 DEFAULT_LIMIT = 50  # letters shown: a screen; the newest, because they tell of what is wrong now
 
 T = TypeVar("T")
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Mailbox:
-    """The dead letters of one queue."""
+    """The dead letters of one queue, of all its partitions."""
 
-    def __init__(self, url: str, queue: str) -> None:
-        self._keys = Keys(queue)
-        self._store = Store(connect(url, key=self._keys.tag))
+    def __init__(self, url: str, queue: str, partitions: int) -> None:
+        parts = Partitions(queue, partitions, url=url)
+        self._keys = [transitions.keys for transitions in parts.transitions]
+        self._stores = parts.connect(lambda tag: Store(connect(url, key=tag)))
+        self._stores[0].run(parts.transitions[0].agree())
 
     def letters(self, limit: int | None = None) -> list[DeadLetter]:
-        return self._run(read_letters(self._keys, limit=limit))
+        """The newest first."""
+        found = [letter for keys in self._keys for letter in self._run(keys, read_letters(keys, limit=limit))]
+        return sorted(found, key=lambda letter: letter.sort_key, reverse=True)[:limit]
+
+    def name(self, letter: DeadLetter) -> str:
+        """An entry's id alone may stand in two partitions."""
+        return letter.letter_id if len(self._keys) == 1 else f"{letter.partition}/{letter.letter_id}"
 
     def count(self) -> int:
-        return self._run(count_letters(self._keys))
+        return sum(self._run(keys, count_letters(keys)) for keys in self._keys)
 
     def body(self, letter: DeadLetter) -> bytes | None:
-        return self._run(find_body(self._keys, letter))
+        keys = self._keys[letter.partition]
+        return self._run(keys, find_body(keys, letter))
 
     def remove(self, letters: Sequence[DeadLetter]) -> int:
-        return self._run(remove_letters(self._keys, [letter.letter_id for letter in letters]))
+        return sum(self._run(keys, remove_letters(keys, _ids_in(keys, letters))) for keys in self._keys)
 
     def now_ms(self) -> int:
-        return self._run(server_time())
+        return self._run(self._keys[0], server_time())
 
-    def _run(self, operation: Operation[T]) -> T:
-        return self._store.run(operation)
+    def _run(self, keys: Keys, operation: Operation[T]) -> T:
+        return self._stores[keys.partition].run(operation)
 
     def __enter__(self) -> "Mailbox":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._store.close()
+        for store in self._stores:
+            store.close()
+
+
+def _ids_in(keys: Keys, letters: Sequence[DeadLetter]) -> list[str]:
+    return [letter.letter_id for letter in letters if letter.partition == keys.partition]
 
 
 class Selection:
@@ -67,14 +81,15 @@ class Selection:
     def of(self, mailbox: Mailbox) -> list[DeadLetter]:
         """Oldest first, as they were asked. Ends the command when a named one is not there."""
         letters = mailbox.letters()[::-1]
-        missing = set(self._letter_ids) - {letter.letter_id for letter in letters}
+        missing = set(self._letter_ids) - {mailbox.name(letter) for letter in letters}
         if missing:
             fail(f"no such dead letter: {', '.join(sorted(missing))}")
         before_ms = mailbox.now_ms() - self._older_than_s * 1000
-        return [letter for letter in letters if self._is_meant(letter) and letter.time_ms <= before_ms]
+        named = [letter for letter in letters if self._is_meant(mailbox.name(letter), letter)]
+        return [letter for letter in named if letter.time_ms <= before_ms]
 
-    def _is_meant(self, letter: DeadLetter) -> bool:
-        is_named = not self._letter_ids or letter.letter_id in self._letter_ids
+    def _is_meant(self, name: str, letter: DeadLetter) -> bool:
+        is_named = not self._letter_ids or name in self._letter_ids
         return is_named and letter.reason.startswith(self._reason)
 
 
@@ -87,10 +102,6 @@ def dead() -> None:
     tokenmill dead redrive --all
     tokenmill dead purge --older-than 7d
     """
-
-
-def _with_queue(function: Function) -> Function:
-    return redis_option(queue_option(function))
 
 
 letter_ids_argument = click.argument("letter_ids", metavar="[ENTRY-ID]...", nargs=-1)
@@ -112,12 +123,12 @@ letter_ids_argument = click.argument("letter_ids", metavar="[ENTRY-ID]...", narg
 )
 @click.option("--limit", type=click.IntRange(min=1), default=DEFAULT_LIMIT, show_default=True, metavar="N")
 @click.option("--show-body", "is_body_shown", is_flag=True, help="Also show what was asked.")
-@_with_queue
+@queue_options
 @json_option
-def list_command(redis_url: str, queue: str, limit: int, is_body_shown: bool, as_json: bool) -> None:
-    with Mailbox(redis_url, queue) as mailbox:
+def list_command(redis_url: str, queue: str, partitions: int, limit: int, is_body_shown: bool, as_json: bool) -> None:
+    with Mailbox(redis_url, queue, partitions) as mailbox:
         total, letters = mailbox.count(), mailbox.letters(limit)
-    shown = [_shown(letter, with_body=is_body_shown) for letter in letters]
+    shown = [_shown(mailbox.name(letter), letter, with_body=is_body_shown) for letter in letters]
     if as_json:
         click.echo(json.dumps({"queue": queue, "total": total, "letters": shown}))
         return
@@ -126,9 +137,9 @@ def list_command(redis_url: str, queue: str, limit: int, is_body_shown: bool, as
         click.echo(f"... and {total - len(shown)} older ones: --limit {total}")
 
 
-def _shown(letter: DeadLetter, *, with_body: bool) -> dict[str, Any]:
+def _shown(name: str, letter: DeadLetter, *, with_body: bool) -> dict[str, Any]:
     time = datetime.fromtimestamp(letter.time_ms / 1000, UTC).isoformat(timespec="seconds")
-    head = {"entry_id": letter.letter_id, "time": time, "id": letter.request_id, "lane": letter.lane}
+    head = {"entry_id": name, "time": time, "id": letter.request_id, "lane": letter.lane}
     tail = {"num_bytes": letter.num_bytes, "reason": letter.reason}
     return {**head, **tail, **({"body": _payload(letter)} if with_body else {})}
 
@@ -173,14 +184,20 @@ def _printable(text: str) -> str:
 @letter_ids_argument
 @click.option("--all", "is_all", is_flag=True, help="All of them.")
 @click.option("--reason", default="", metavar="PREFIX", help="Only those whose reason begins so.")
-@_with_queue
+@queue_options
 @json_option
 def redrive_command(
-    redis_url: str, queue: str, letter_ids: tuple[str, ...], is_all: bool, reason: str, as_json: bool
+    redis_url: str,
+    queue: str,
+    partitions: int,
+    letter_ids: tuple[str, ...],
+    is_all: bool,
+    reason: str,
+    as_json: bool,
 ) -> None:
     selection = Selection(letter_ids, is_all=is_all, reason=reason)
     num_kept = 0
-    with Mailbox(redis_url, queue) as mailbox, Client(redis_url, queue=queue) as client:
+    with Mailbox(redis_url, queue, partitions) as mailbox, Client(redis_url, queue, partitions) as client:
         for letter in selection.of(mailbox):
             outcome = _redrive(mailbox, client, letter)
             num_kept += outcome["new_id"] is None
@@ -191,7 +208,7 @@ def redrive_command(
 
 def _redrive(mailbox: Mailbox, client: Client, letter: DeadLetter) -> dict[str, str | None]:
     """Accepted first, deleted then: after a death in between, the next redrive finds its request there."""
-    told: dict[str, str | None] = {"entry_id": letter.letter_id, "id": letter.request_id, "new_id": None}
+    told: dict[str, str | None] = {"entry_id": mailbox.name(letter), "id": letter.request_id, "new_id": None}
     body = mailbox.body(letter)
     if body is None:
         return {**told, "kept": "it carries no request"}
@@ -244,12 +261,18 @@ def _told(outcome: dict[str, str | None]) -> str:
     help="Only those that are older: 90s, 15m, 2h, 7d.",
 )
 @click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
-@_with_queue
+@queue_options
 def purge_command(
-    redis_url: str, queue: str, letter_ids: tuple[str, ...], is_all: bool, older_than_s: float, is_sure: bool
+    redis_url: str,
+    queue: str,
+    partitions: int,
+    letter_ids: tuple[str, ...],
+    is_all: bool,
+    older_than_s: float,
+    is_sure: bool,
 ) -> None:
     selection = Selection(letter_ids, is_all=is_all, older_than_s=older_than_s)
-    with Mailbox(redis_url, queue) as mailbox:
+    with Mailbox(redis_url, queue, partitions) as mailbox:
         letters = selection.of(mailbox)
         if letters and not is_sure:
             click.confirm(f"throw {len(letters)} dead letters of queue {queue} away?", abort=True, err=True)

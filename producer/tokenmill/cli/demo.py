@@ -117,7 +117,7 @@ def _stream(url: str) -> Streamed:
 
 
 async def _stream_all(url: str, screen: AnswerScreen) -> int:
-    async with AsyncClient(url) as client:
+    async with AsyncClient(url, partitions=1) as client:
         return sum(await asyncio.gather(*(_stream_one(client, screen, number) for number in range(len(QUESTIONS)))))
 
 
@@ -154,7 +154,7 @@ def _show_rows(out: Path) -> None:
 
 def _summarise(url: str, streamed: Streamed, report: RunReport) -> None:
     keys = Keys()
-    with Client(url) as client:
+    with Client(url, partitions=1) as client:
         waiting = client.statistics().depth
     bulk_rate = report.completion_tokens / max(report.elapsed_s, 1e-9)
     click.echo(

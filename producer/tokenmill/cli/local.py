@@ -92,18 +92,21 @@ def _start_worker(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[by
 
 
 @contextmanager
-def local_worker(model: str, options: Mapping[str, object], *, folder: Path) -> Iterator[LocalWorker]:
+def local_worker(
+    model: str, options: Mapping[str, object], *, partitions: int = 1, folder: Path
+) -> Iterator[LocalWorker]:
     """A server and a worker on it, for as long as the context lasts; `folder` holds the worker's log.
 
     `options` are the worker's own, by name; those that are None are left to it. The server starts empty: what an
     earlier, killed run left on its own server would come with leases that have to run out first.
     """
-    arguments = ["--model", model, "--queue", LOCAL_QUEUE]  # said, since TOKENMILL_QUEUE may name another
+    # Said, since TOKENMILL_QUEUE and TOKENMILL_PARTITIONS may be there for another queue.
+    arguments = ["--model", model, "--queue", LOCAL_QUEUE, "--partitions", str(partitions)]
     for name, value in options.items():
         arguments += [] if value is None else [name, str(value)]
     data = folder / "server"
     log = folder / "worker.log"
-    with embedded_server(data_dir=data) as url, Client(url) as client:
+    with embedded_server(data_dir=data) as url, Client(url, partitions=partitions) as client:
         worker = LocalWorker(url, arguments, log=log, is_serving=lambda: bool(client.statistics().workers))
         try:
             yield worker

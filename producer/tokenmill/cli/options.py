@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from tokenmill.wire.keys import MAX_PARTITIONS
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEFAULT_URL = "redis://localhost:6379/0"
@@ -29,7 +31,22 @@ queue_option = click.option(
     show_envvar=True,
     help="The queue's name.",
 )
+partitions_option = click.option(
+    "--partitions",
+    type=click.IntRange(1, MAX_PARTITIONS),
+    metavar="P",
+    envvar="TOKENMILL_PARTITIONS",
+    default=1,
+    show_default=True,
+    show_envvar=True,
+    help="Of the queue: as many as its workers have.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def queue_options(function: "Function") -> "Function":
+    """Which queue: `redis_url`, `queue`, `partitions`."""
+    return redis_option(queue_option(partitions_option(function)))
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}

@@ -7,7 +7,7 @@ import click
 
 from tokenmill.bulk.progress import format_duration
 from tokenmill.cli.exits import with_exit_codes
-from tokenmill.cli.options import json_option, queue_option, redis_option
+from tokenmill.cli.options import json_option, queue_options
 from tokenmill.client import Client
 from tokenmill.wire.keys import Lane
 from tokenmill.wire.store import QueueStatistics, WorkerStatistics
@@ -26,11 +26,10 @@ LANE_NAMES = {Lane.RESUME: "resume", Lane.HIGH: "high", Lane.NORMAL: "normal", L
         "0 shown, 2 wrong usage, 3 no server",
     )
 )
-@redis_option
-@queue_option
+@queue_options
 @json_option
-def queue(redis_url: str, queue: str, as_json: bool) -> None:
-    with Client(redis_url, queue=queue) as client:
+def queue(redis_url: str, queue: str, partitions: int, as_json: bool) -> None:
+    with Client(redis_url, queue, partitions) as client:
         statistics = client.statistics()
     click.echo(json.dumps(_as_json(statistics)) if as_json else _as_text(statistics))
 
@@ -42,8 +41,9 @@ def _as_json(statistics: QueueStatistics) -> dict[str, object]:
 
 def _as_text(statistics: QueueStatistics) -> str:
     oldest = statistics.oldest_age_s
+    parts = f" ({statistics.partitions} partitions)" if statistics.partitions > 1 else ""
     lines = [
-        f"queue {statistics.queue}: {statistics.depth} waiting, {statistics.in_flight} in flight, "
+        f"queue {statistics.queue}{parts}: {statistics.depth} waiting, {statistics.in_flight} in flight, "
         f"{statistics.scheduled} scheduled, {statistics.dead_letters} dead letters"
         + ("" if oldest is None else f"; the oldest is {format_duration(oldest)} old")
     ]

@@ -10,7 +10,7 @@ import click
 
 from tokenmill.cli.exits import fail, with_exit_codes
 from tokenmill.cli.hints import lacks_chat_template, warn_when_nobody_works
-from tokenmill.cli.options import json_option, queue_option, redis_option, sampling_of, sampling_options
+from tokenmill.cli.options import json_option, queue_options, sampling_of, sampling_options
 from tokenmill.client import Client, Job
 from tokenmill.wire.errors import ResultTimeoutError
 from tokenmill.wire.messages import Completion, Delta
@@ -45,11 +45,10 @@ from tokenmill.wire.messages import Completion, Delta
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Seconds to wait."
 )
-@redis_option
-@queue_option
+@queue_options
 @json_option
-def submit(redis_url: str, queue: str, **options: Any) -> None:
-    with Client(redis_url, queue=queue) as client:
+def submit(redis_url: str, queue: str, partitions: int, **options: Any) -> None:
+    with Client(redis_url, queue, partitions) as client:
         statistics = client.statistics()
         is_raw = options["is_raw"] or lacks_chat_template(statistics)
         job = client.submit(**_request(options, is_raw=is_raw), durable=options["durable"])

@@ -4,6 +4,7 @@ TokenmillError
 ├── InvalidRequestError     the request cannot be accepted as it stands; `param` names the field
 │   └── ConflictError       the id already belongs to a request with another body
 ├── QueueBusyError          backpressure: try again after `retry_after_s`
+├── PartitionsError         the queue has another number of partitions than we were told
 ├── UnavailableError        no server at the URL, or it went away for longer than we retry
 ├── DecodeError             bytes on the wire that are no message of ours
 ├── ResultError             a request has no result to give
@@ -51,6 +52,18 @@ class QueueBusyError(TokenmillError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class PartitionsError(TokenmillError):
+    """Who counts partitions differently looks for requests where they are not. Nothing was enqueued."""
+
+    def __init__(self, queue: str, *, known: int, told: int) -> None:
+        super().__init__(
+            f"queue {queue!r} has {known} partitions, not {told}: say partitions={known}, --partitions {known} or "
+            f"TOKENMILL_PARTITIONS={known}. To change it, let the queue run empty, stop its workers and clients, and "
+            f"DEL tm:{{{queue}.0}}:p"
+        )
+        self.known = known
 
 
 class UnavailableError(TokenmillError):

@@ -24,6 +24,7 @@ MAX_RETRIES = 3  # of a request on which the engine fails
 RETRY_BACKOFF_MS = (1_000, 4_000, 16_000)  # one for each: a device that is short of memory needs time, not haste
 BURST_HORIZON_MS = 30_000  # a worker that ends with its queue waits for what is due by then: for every retry
 DURABLE_TIMEOUT_MS = 2_000  # an append-only file is synced once a second; the other second is for a slow disk
+MAX_PARTITIONS = 256  # of a queue: each costs a worker three connections and three threads
 MAX_JOBS_PER_CALL = 100  # jobs one script call may touch: bounds how long the server is blocked
 
 
@@ -46,12 +47,22 @@ def partition_of(request_id: str, partitions: int) -> int:
     return binascii.crc_hqx(request_id.encode(), 0) % partitions
 
 
+def all_keys(queue: str, partitions: int) -> tuple["Keys", ...]:
+    """Of every partition of a queue."""
+    return tuple(Keys(queue, partition, partitions) for partition in range(partitions))
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Key names of one partition of one queue."""
+    """Key names of one partition of one queue, which has `partitions` of them in all."""
 
     queue: str = "default"
     partition: int = 0
+    partitions: int = 1
+
+    def owns(self, request_id: str) -> bool:
+        """Does the request belong here? (One without an id of its producer's does wherever it was added.)"""
+        return self.partitions == 1 or partition_of(request_id, self.partitions) == self.partition
 
     @property
     def tag(self) -> str:
@@ -104,6 +115,11 @@ class Keys:
     def group_done(self, group: str) -> str:
         """Stream: one entry per finished request of the group; GROUP_TTL_S."""
         return f"{self.tag}gd:{group}"
+
+    @property
+    def count(self) -> str:
+        """Hash, in partition 0 alone: how many partitions the queue has; for ever, as the lanes."""
+        return f"{self.tag}p"
 
     @property
     def mark(self) -> str:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tokenmill.wire.errors import FencedError
 from tokenmill.wire.keys import FETCH_ORDER, MAX_JOBS_PER_CALL, Lane
@@ -16,7 +17,6 @@ from tokenmill.wire.store import Delivery, Held, Store, Transitions
 from tokenmill_worker.engine.api import Capacity
 from tokenmill_worker.queue.admission import Admission, Tenure
 from tokenmill_worker.queue.holdings import Holdings
-from tokenmill_worker.queue.intake import Intake
 from tokenmill_worker.queue.isolation import BROKEN
 from tokenmill_worker.queue.lanes import Lanes
 from tokenmill_worker.queue.lease import Lease
@@ -24,6 +24,10 @@ from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
 from tokenmill_worker.queue.quarantine import Quarantine
 from tokenmill_worker.queue.ready import ReadyBuffer
 from tokenmill_worker.queue.service import Service
+
+if TYPE_CHECKING:
+    from tokenmill_worker.queue.intake import Intake
+    from tokenmill_worker.queue.sharing import GatedIntake, Share
 
 BLOCK_S = 0.2  # at most so long is the reader deaf to a stop; five looks a second cost an idle worker next to nothing
 POLL_S = 1.0  # at most so long does an idle loop sleep before it looks after its services
@@ -40,18 +44,22 @@ class ConsumerStatistics:
 
 
 class Consumer(Service):
-    """`is_bursting`: once nothing is left to do, `is_exhausted` becomes true and nothing more is read."""
+    """`is_bursting`: once nothing is left to do, `is_exhausted` becomes true and nothing more is read.
+
+    `ready`: where requests go, when that is shared with other consumers.
+    """
 
     def __init__(
         self,
         store: Store,
         transitions: Transitions,
         lanes: Lanes,
-        intake: Intake,
+        intake: "Intake | GatedIntake",
         *,
         holdings: Holdings,
         lease: Lease,
         quarantine: Quarantine,
+        ready: "ReadyBuffer | Share | None" = None,
         is_bursting: bool = False,
     ) -> None:
         super().__init__("consumer", stop_timeout_s=ANSWER_TIMEOUT_S)
@@ -63,7 +71,8 @@ class Consumer(Service):
         self._lease = lease
         self._quarantine = quarantine
         self._is_bursting = is_bursting
-        self._ready = ReadyBuffer(lambda admission: holdings.holds(admission.tenure))
+        own = ReadyBuffer(lambda admission: holdings.holds(admission.tenure))
+        self._ready = own if ready is None else ready  # one that is empty is false, too
         self._audit_due_s = 0.0
         self._num_fetched = 0
         self._is_quiet = False

@@ -16,7 +16,7 @@ from tokenmill.wire.store import BeginReply, Claim, Delivery, Store, Transitions
 
 from tokenmill_worker.engine.api import InvalidRequestError
 from tokenmill_worker.queue.admission import Admission, Tenure, ToldChoice
-from tokenmill_worker.queue.burial import burial, code_and_message
+from tokenmill_worker.queue.burial import burial, claim_of, code_and_message
 from tokenmill_worker.queue.clock import ServerClock
 from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.isolation import CODE, explain, is_broken, spread
@@ -88,7 +88,7 @@ class Intake:
             self._lanes.forget(delivery)
             return None
         try:
-            return delivery.claim()
+            return claim_of(self._transitions.keys, delivery)
         except (DecodeError, InvalidOnWireError) as error:
             log.warning("buried entry %s of lane %s: no request", delivery.entry_id, delivery.lane)
             self._store.run(burial(self._transitions, worker, delivery, error))

@@ -10,7 +10,7 @@ from typing import cast
 
 import redis
 from tokenmill.wire.errors import TokenmillError
-from tokenmill.wire.keys import Keys
+from tokenmill.wire.keys import Keys, all_keys
 from tokenmill.wire.store import connect
 
 from tokenmill_worker.settings import SettingsError, WorkerSettings
@@ -28,9 +28,10 @@ def main() -> int:
     """Looks where the environment says that the worker works."""
     try:
         settings = WorkerSettings.read(None, {})
-        keys = Keys(settings.queue)
-        with connect(settings.redis_url, key=keys.tag, retries=0) as client:
-            leases = leases_of(socket.gethostname(), client, keys)
+        leases = []
+        for keys in all_keys(settings.queue, settings.partitions):
+            with connect(settings.redis_url, key=keys.tag, retries=0) as client:
+                leases += leases_of(socket.gethostname(), client, keys)
     except (SettingsError, TokenmillError, redis.RedisError) as error:
         sys.stdout.write(f"cannot tell: {error}\n")
         return 1

@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 from tokenmill.wire.store import Delivery, Store, Transitions
 
-from tokenmill_worker.queue.holdings import Holdings
+from tokenmill_worker.queue.gate import Gate
 
 PATIENCE_S = 30.0  # so long may a busy queue keep the quarantine lane waiting
 TURN_SHARE = 3  # and for a third of that time may the quarantine lane then keep the queue waiting
 IDLE_LOOK_S = 0.2  # so often may an idle worker look, however many short requests make it idle again and again
-LOOK_S = 0.2  # at most so long is a wait deaf to a stop
 
 
 class Quarantine:
@@ -24,14 +23,14 @@ class Quarantine:
         self,
         store: Store,
         transitions: Transitions,
-        holdings: Holdings,
+        gate: Gate,
         *,
         patience_s: float = PATIENCE_S,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._transitions = transitions
-        self._holdings = holdings
+        self._gate = gate
         self._patience_s = patience_s
         self._now_s = now_s
         self._due_s = now_s() + patience_s
@@ -44,7 +43,7 @@ class Quarantine:
 
     def is_worth_a_look(self) -> bool:
         """For who is idle, and was a moment ago."""
-        return self._now_s() >= self._looked_s + IDLE_LOOK_S
+        return self._gate.is_idle and self._now_s() >= self._looked_s + IDLE_LOOK_S
 
     def serve(self, worker: str, take: Callable[[Delivery], None], *, stopping: threading.Event) -> int:
         """One request after the other, each alone, for a turn; returns how much is left to come.
@@ -56,19 +55,19 @@ class Quarantine:
         self._due_s = self._now_s() + self._patience_s  # also when this turn fails
         while True:
             found = self._store.run(self._transitions.quarantine(worker))
-            if found.delivery is None or not self._wait_until_alone(stopping):
+            if found.delivery is None or not self._serve_alone(found.delivery, take, stopping):
                 break
-            take(found.delivery)
-            self.num_served += 1
-            if not self._wait_until_alone(stopping) or self._now_s() >= end_s:
+            if self._now_s() >= end_s:
                 break
         self._looked_s = self._now_s()
         self._due_s = self._looked_s + self._patience_s
         return found.num_left
 
-    def _wait_until_alone(self, stopping: threading.Event) -> bool:
-        """Nothing is held any more, so nothing runs. False: stopped before."""
-        while not stopping.is_set():
-            if self._holdings.wait_empty(LOOK_S):
-                return True
-        return False
+    def _serve_alone(self, delivery: Delivery, take: Callable[[Delivery], None], stopping: threading.Event) -> bool:
+        """Until it has left the engine. False: stopped before."""
+        with self._gate.alone(stopping) as is_alone:
+            if not is_alone:
+                return False
+            take(delivery)
+            self.num_served += 1
+            return self._gate.wait_until_left(stopping)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from tokenmill.wire.errors import DecodeError, InvalidRequestError
 from tokenmill.wire.store import Claim, Delivery, Store, Transitions
 
-from tokenmill_worker.queue.burial import burial
+from tokenmill_worker.queue.burial import burial, claim_of
 from tokenmill_worker.queue.isolation import CODE, explain, is_broken
 
 GOOD_RENEWALS = 2  # of one's own, before others are judged: after an outage every lease looks dead at once
@@ -46,20 +46,13 @@ class Reaper:
     def sweep(self) -> None:
         self._store.run(self._transitions.sweep())
 
-    def next_due_s(self) -> float | None:
-        """In how many seconds somebody may be found dead who is not now."""
-        left_ms = self._store.run(self._transitions.next_lease_end())
-        return None if left_ms is None else (left_ms + 1) / 1000
-
-    def reap_one(self, reaper: str) -> bool:
-        """Take over a worker whose lease ran out, if there is one; is there another? FencedError: our own is gone."""
+    def reap_one(self, reaper: str) -> None:
+        """Take over a worker whose lease ran out, if there is one. FencedError: our own lease is gone."""
         if self._num_good_renewals < GOOD_RENEWALS or self._uptime_s() < UPTIME_IN_TTLS * self._ttl_s:
-            return False
+            return
         others = [name for name in self._store.run(self._transitions.find_dead()) if name != reaper]
-        if not others or self._is_stale():  # the answer may have been long in coming
-            return False
-        self._take_over(reaper, others[0])
-        return len(others) > 1
+        if others and not self._is_stale():  # the answer may have been long in coming
+            self._take_over(reaper, others[0])
 
     def _take_over(self, reaper: str, dead: str) -> None:
         if not self._store.run(self._transitions.mark_dead(reaper, dead)):
@@ -91,7 +84,7 @@ class Reaper:
         """Of entries that are requests; the others are buried in the dead worker's stead."""
         for delivery in held:
             try:
-                yield delivery.claim()
+                yield claim_of(self._transitions.keys, delivery)
             except (DecodeError, InvalidRequestError) as error:
                 self._store.run(burial(self._transitions, dead, delivery, error))
 

@@ -1,7 +1,8 @@
 """From a request on the wire to what the engine takes: model name, template, token ids, defaults. Knows no server."""
 
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from tokenmill.wire.messages import Priority, Request
@@ -10,6 +11,7 @@ from tokenmill.wire.messages.request import MAX_KINDS
 
 from tokenmill_worker.engine.api import EngineRequest, InvalidRequestError, SamplingParams
 from tokenmill_worker.engine.batch import Tokenizer
+from tokenmill_worker.engine.uniform import seed_from_text
 from tokenmill_worker.queue.admission import ToldChoice
 
 _RANKS: dict[Priority, int] = {"high": 0, "normal": 1, "bulk": 2}
@@ -33,8 +35,10 @@ class ServedModel(NamedTuple):
 class RequestBuilder:
     """Raises InvalidRequestError for whatever this worker could never run; disturbs nothing."""
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self, model: ServedModel, name: Callable[[str], str] = str) -> None:
+        """`name`: what the engine shall call a request."""
         self._model = model
+        self._name = name
         self._known: dict[int, tuple[WireParams, SamplingParams]] = {}  # by identity: a decoder gives equals as one
 
     def build(self, request_id: str, request: Request, told: tuple[ToldChoice, ...] = ()) -> EngineRequest:
@@ -43,8 +47,11 @@ class RequestBuilder:
         params = self._params(request)
         prompt_token_ids = array("i", self._token_ids(request))  # which numpy takes as it is, here and in the engine
         self._model.engine.validate(prompt_token_ids, params)
+        name = self._name(request_id)
+        if name != request_id and params.seed is None:
+            params = replace(params, seed=seed_from_text(request_id))  # what is drawn depends on the id alone
         return EngineRequest(
-            request_id=request_id,
+            request_id=name,
             prompt_token_ids=prompt_token_ids,
             params=params,
             priority=_RANKS[request.priority],

@@ -4,7 +4,7 @@ from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Scri
 from tokenmill.wire.store.connection import DEFAULT_URL, connect, connect_async
 from tokenmill.wire.store.faults import PASSING
 from tokenmill.wire.store.procedures import CancelReply
-from tokenmill.wire.store.routes import hide_password
+from tokenmill.wire.store.routes import hide_password, is_spread
 from tokenmill.wire.store.runner import AsyncStore, Store
 from tokenmill.wire.store.transitions import Transitions
 from tokenmill.wire.store.values import (
@@ -63,5 +63,6 @@ __all__ = [
     "connect",
     "connect_async",
     "hide_password",
+    "is_spread",
     "translate",
 ]

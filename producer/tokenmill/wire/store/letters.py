@@ -23,18 +23,25 @@ class DeadLetter:
     entry: str
     body: bytes | None = None
     fields: Mapping[bytes, bytes] = field(default_factory=dict)
+    partition: int = 0
 
     @classmethod
-    def decode(cls, letter_id: str, fields: Mapping[bytes, bytes]) -> "DeadLetter":
+    def decode(cls, letter_id: str, fields: Mapping[bytes, bytes], partition: int = 0) -> "DeadLetter":
         """Never raises: a letter that cannot be shown could not be purged either."""
         reason, request_id, lane, entry = (_text(fields.get(name, b"")) for name in _NAMED)
         rest = {name.removeprefix(FIELD): value for name, value in fields.items() if name not in _OWN_FIELDS}
-        return cls(letter_id, reason, request_id, lane, entry, fields.get(b"body") or None, rest)
+        return cls(letter_id, reason, request_id, lane, entry, fields.get(b"body") or None, rest, partition)
+
+    @property
+    def sort_key(self) -> tuple[int, int]:
+        """As a stream sorts."""
+        time_ms, _, number = self.letter_id.partition("-")
+        return int(time_ms), int(number)
 
     @property
     def time_ms(self) -> int:
         """Server ms: when it was written."""
-        return int(self.letter_id.partition("-")[0])
+        return self.sort_key[0]
 
     @property
     def num_bytes(self) -> int:
@@ -83,7 +90,7 @@ def _read(keys: Keys, limit: int | None) -> Steps[list[DeadLetter]]:
     while limit is None or len(letters) < limit:
         count = MAX_JOBS_PER_CALL if limit is None else min(MAX_JOBS_PER_CALL, limit - len(letters))
         (reply,) = yield [("XREVRANGE", keys.dead, end, "-", "COUNT", count)]
-        page = [DeadLetter.decode(entry_id.decode(), fields) for entry_id, fields in checked(reply)]
+        page = [DeadLetter.decode(entry_id.decode(), fields, keys.partition) for entry_id, fields in checked(reply)]
         letters += page
         if len(page) < count:
             break

@@ -94,6 +94,11 @@ def route_of(url: str, key: str) -> Route | None:
     return SentinelRoute(seeds, _service(url, parts)[0])
 
 
+def is_spread(url: str) -> bool:
+    """May two keys be on different nodes?"""
+    return isinstance(route_of(url, ""), ClusterRoute)
+
+
 def plain_url(url: str) -> str:
     """For redis-py, how to speak to the node once it is found: user, password, database and options of a routed URL."""
     parts = urlsplit(url)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from tokenmill.wire.errors import PartitionsError
 from tokenmill.wire.keys import (
     BURST_HORIZON_MS,
     DEAD_MAXLEN,
@@ -63,6 +64,11 @@ class Transitions:
             keys += self._job(new.request_id, new.group)
             args += [new.request_id, new.group or "", new.lane.value, _optional(new.not_before_ms), *_submission(new)]
         return _call("submit", keys, args, _submit_replies)
+
+    def agree(self) -> Call[None]:
+        """How many partitions there are, in partition 0: the first decides. PartitionsError: it did otherwise."""
+        keys = self.keys
+        return _call("agree", [keys.count], [keys.partitions], lambda known: _agreed(keys, known))
 
     def register(self, worker: str, info: Mapping[str, str], ttl_ms: int) -> Call[None]:
         """Take a lease under a name never used before. FencedError: the name is being reaped, take another."""
@@ -217,10 +223,6 @@ class Transitions:
         """Workers to reap: their lease ran out, or their reaper died, or they hold entries and are in neither set."""
         return Procedure(lambda: procedures.find_dead(self.keys))
 
-    def next_lease_end(self) -> Procedure[int | None]:
-        """In how many ms the next lease runs out, unless it is renewed; None: nobody has one."""
-        return Procedure(lambda: procedures.next_lease_end(self.keys))
-
     def held_by(self, worker: str) -> Procedure[list[Delivery]]:
         """Up to MAX_JOBS_PER_CALL entries pending for a worker, of all lanes; deleted ones are acked on the way."""
         return Procedure(lambda: procedures.held_by(self.keys, worker))
@@ -261,8 +263,8 @@ def _claim(claim: Claim) -> list[Argument]:
 def _deltas(entries: Sequence[DeltaEntry], epoch: int) -> list[Argument]:
     args: list[Argument] = [len(entries)]
     for entry in entries:
-        end, fields = entry.end, entry.flat()
-        args += (entry.offset, end, stream_id(epoch, end), len(fields) // 2, *fields)
+        end = entry.end
+        args += (entry.offset, end, stream_id(epoch, end), *_fields(entry.encode()))
     return args
 
 
@@ -284,6 +286,11 @@ def _info_ttl_ms(ttl_ms: int) -> int:
 
 def _nothing(reply: object) -> None:
     return None
+
+
+def _agreed(keys: Keys, known: int) -> None:
+    if known != keys.partitions:
+        raise PartitionsError(keys.queue, known=known, told=keys.partitions)
 
 
 def _text(value: bytes | None) -> str:

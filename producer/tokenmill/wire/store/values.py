@@ -1,9 +1,9 @@
 """What goes into the transitions and what comes out. Plain frozen values; knows no script and no server."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tokenmill.wire.errors import DecodeError
 from tokenmill.wire.keys import PRIORITY_LANES, RESULT_TTL_S, Lane
@@ -149,7 +149,8 @@ class Renewal:
     cancelled: tuple[str, ...] = ()
 
 
-class Publication(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Publication:
     """Deltas of one running job, in order."""
 
     request_id: str
@@ -158,7 +159,8 @@ class Publication(NamedTuple):
     entries: tuple[DeltaEntry, ...]
 
 
-class PublishReply(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PublishReply:
     """`gap`: the first entry does not start at `published`; nothing was written, go on from there."""
 
     status: Literal["ok", "fenced", "gap"]
@@ -184,7 +186,8 @@ class Finish:
     num_tokens: int | None = None
 
 
-class FinishReply(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FinishReply:
     """`gap`: tokens before these deltas are missing; nothing was written, go on from `published`."""
 
     status: Literal["ok", "fenced", "gap"]
@@ -229,6 +232,14 @@ class LaneStatistics:
     in_flight: int
     oldest_age_s: float | None
 
+    @classmethod
+    def sum(cls, parts: Sequence["LaneStatistics"]) -> "LaneStatistics":
+        return cls(
+            backlog=sum(part.backlog for part in parts),
+            in_flight=sum(part.in_flight for part in parts),
+            oldest_age_s=max((part.oldest_age_s for part in parts if part.oldest_age_s is not None), default=None),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatistics:
@@ -237,6 +248,11 @@ class WorkerStatistics:
     name: str
     lease_left_s: float
     info: dict[str, str]
+
+    @property
+    def process(self) -> str:
+        """One for all the leases that a worker has, one in each partition."""
+        return self.info.get("process", self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +264,25 @@ class QueueStatistics:
     workers: tuple[WorkerStatistics, ...] = ()
     dead_letters: int = 0
     scheduled: int = 0
+    partitions: int = 1
+
+    @classmethod
+    def sum(cls, parts: Sequence["QueueStatistics"]) -> "QueueStatistics":
+        """Of all partitions. A worker counts once: by the lease that ends first."""
+        if len(parts) == 1:
+            return parts[0]
+        workers: dict[str, WorkerStatistics] = {}
+        for worker in (worker for part in parts for worker in part.workers):
+            known = workers.setdefault(worker.process, worker)
+            workers[worker.process] = min(known, worker, key=lambda one: one.lease_left_s)
+        return cls(
+            queue=parts[0].queue,
+            lanes={lane: LaneStatistics.sum([part.lanes[lane] for part in parts]) for lane in parts[0].lanes},
+            workers=tuple(workers.values()),
+            dead_letters=sum(part.dead_letters for part in parts),
+            scheduled=sum(part.scheduled for part in parts),
+            partitions=len(parts),
+        )
 
     @property
     def depth(self) -> int:

@@ -5,6 +5,7 @@ python -m tests.acceptance.counted_worker FILE [arguments of tokenmill worker]
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -26,7 +27,7 @@ class CountingRunner:
         self.num_pages, self.vocab_size, self.max_model_len = runner.num_pages, runner.vocab_size, runner.max_model_len
         self.device, self.fingerprint = runner.device, runner.fingerprint
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
+    def run(self, batch: PackedBatch) -> Sequence[Sampled]:
         drawn = self._runner.run(batch)
         self._num_drawn += len(drawn)
         os.pwrite(self._counter, self._num_drawn.to_bytes(COUNT_BYTES), 0)

@@ -18,7 +18,7 @@ def engine() -> Engine:
 def test_workload_a_is_the_one_that_rivals_are_given() -> None:
     work = workload(64)
     assert work.max_tokens[:8] == [87, 101, 162, 92, 267, 34, 120, 42]
-    assert (work.num_output_tokens, min(work.max_tokens), max(work.max_tokens)) == (7_810, 16, 384)
+    assert (work.num_output_tokens, min(work.max_tokens), max(work.max_tokens)) == (7_810, 19, 384)
     assert len(set(work.prompts)) > 1
     assert workload(64, seed=1).max_tokens != work.max_tokens
 

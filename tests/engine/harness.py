@@ -20,7 +20,7 @@ class Spy:
         self.num_pages, self.device, self.fingerprint = runner.num_pages, runner.device, runner.fingerprint
         self.batches: list[PackedBatch] = []
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
+    def run(self, batch: PackedBatch) -> Sequence[Sampled]:
         self.batches.append(batch)
         return self.runner.run(batch)
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenmill_worker.engine.detokenizer import Detokenizer
 from tokenmill_worker.engine.echo import EchoTokenizer
+from tokenmill_worker.engine.token_pieces import TokenPieces
 
 ECHO = EchoTokenizer()
 
@@ -15,6 +16,7 @@ class WordTokenizer:
     vocab_size = 100
     eos_token_ids = frozenset({0})
     has_chat_template = False
+    pieces: TokenPieces | None = None
     words: tuple[str, ...] = ("", " the", " cat", "s", " é", "!")
 
     def encode(self, text: str) -> list[int]:

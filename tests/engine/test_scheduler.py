@@ -1,5 +1,6 @@
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tokenmill_worker.engine.api import SamplingParams
 from tokenmill_worker.engine.batch import PAGE_SIZE
 from tokenmill_worker.engine.pages import Pages, num_pages_for
-from tokenmill_worker.engine.scheduler import Scheduled, Scheduler
+from tokenmill_worker.engine.scheduler import Scheduled, ScheduledRow, Scheduler
 from tokenmill_worker.engine.sequence import Sequence
 
 PARAMS = SamplingParams()
@@ -22,18 +23,17 @@ def make_sequence(num_prompt: int, *, max_tokens: int = 64, arrival: int = 0, pr
     return Sequence(prompt, PARAMS, max_total=num_prompt + max_tokens, rank=(priority, arrival, 0))
 
 
-def commit(scheduler: Scheduler, rows: SequenceOf[Scheduled]) -> None:
+def commit(scheduler: Scheduler, step: Scheduled) -> None:
     """What an engine does after a step, with a model that always says 7."""
-    for row in rows:
-        scheduler.commit(row)
-        if row.is_sampled:
-            row.sequence.append(7)
-            if row.sequence.n_total == row.sequence.max_total:
-                scheduler.finish(row.sequence)
+    drew = step.rows[scheduler.commit(step) & step.is_sampled]
+    scheduler.rows.append(drew, np.full(len(drew), 7, dtype=np.int32))
+    for sequence in step.sequences:
+        if sequence.is_running and sequence.n_total == sequence.max_total:
+            scheduler.finish(sequence)
     scheduler.check_integrity()
 
 
-def shares(rows: SequenceOf[Scheduled]) -> list[tuple[int, int]]:
+def shares(rows: Iterable[ScheduledRow]) -> list[tuple[int, int]]:
     """(arrival, tokens) of each scheduled row, in order."""
     return [(row.sequence.rank[1], row.num_tokens) for row in rows]
 
@@ -55,7 +55,7 @@ def test_a_prompt_longer_than_the_budget_runs_in_chunks_and_is_sampled_at_its_en
     for num_tokens in (32, 32, 6, 1):
         rows = scheduler.schedule()
         assert [row.num_tokens for row in rows] == [num_tokens]
-        sampled.append(rows[0].is_sampled)
+        sampled += rows.is_sampled.tolist()
         commit(scheduler, rows)
     assert sampled == [False, False, True, True]
 
@@ -145,7 +145,7 @@ def test_choices_share_full_pages_and_copy_the_last_partial_one() -> None:
     assert [row.num_tokens for row in rows] == [1, 1]
     assert second.pages[0] == first.pages[0]
     assert second.pages[1] != first.pages[1]
-    assert rows[1].sequence.copy_source == first.pages[1]
+    assert rows.sequences[1].copy_source == first.pages[1]
     commit(scheduler, rows)
     assert second.copy_source is None
     assert second.n_done == 50
@@ -166,7 +166,7 @@ def test_a_preempted_source_keeps_its_page_until_the_copy_is_done() -> None:
     everything_free = scheduler.pages.allocate(scheduler.pages.num_free)
     assert source not in everything_free
     scheduler.pages.release(everything_free)
-    commit(scheduler, rows[1:])
+    commit(scheduler, rows)
 
 
 def test_a_row_that_loses_its_pages_to_a_better_one_leaves_the_step() -> None:
@@ -191,7 +191,7 @@ def test_a_choice_that_cannot_fork_in_a_full_pool_starts_by_itself_in_the_same_s
     commit(scheduler, scheduler.schedule())
     scheduler.add(first)  # forks from `second`, whose pages it must have: only its own prefix page stays cached
     rows = scheduler.schedule()
-    assert [row.sequence for row in rows] == [first]
+    assert rows.sequences == [first]
     commit(scheduler, rows)
 
 

@@ -1,7 +1,7 @@
 """An engine that hangs in a step loses its worker's lease, so that others go on; when it wakes, it is nobody."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from tokenmill_worker.engine.batch import PackedBatch, Sampled
@@ -18,7 +18,7 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The first engine that comes to draw a 20th token hangs there until the event is set."""
     run, wakes, hangs = EchoRunner.run, threading.Event(), threading.Lock()
 
-    def hanging(self: EchoRunner, batch: PackedBatch) -> list[Sampled]:
+    def hanging(self: EchoRunner, batch: PackedBatch) -> Sequence[Sampled]:
         if any(row.position == 19 for row in batch.samples) and hangs.acquire(blocking=False):
             wakes.wait(30)
         return run(self, batch)

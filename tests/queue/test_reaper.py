@@ -56,6 +56,19 @@ def test_a_live_worker_is_left_alone(bench: Bench, reaper: Reaper) -> None:
     assert set(bench.workers()) == {"live", "me"}
 
 
+def test_the_next_look_is_due_when_the_next_lease_ends(bench: Bench, reaper: Reaper, dead: str) -> None:
+    bench.store.run(bench.transitions.register("next", {}, 20_000))
+    due_s = reaper.next_due_s()  # not `dead`, whose end is past
+    assert due_s is not None
+    assert 10.0 < due_s <= 20.001
+
+
+def test_of_several_dead_it_is_told_that_there_are_more(bench: Bench, reaper: Reaper, dead: str) -> None:
+    bench.store.run(bench.transitions.register("dead too", {}, 0))
+    assert [reaper.reap_one("me") for _ in range(3)] == [True, False, False]
+    assert bench.workers() == ["me"]
+
+
 def test_nobody_is_judged_before_two_renewals_of_ones_own(bench: Bench, dead: str) -> None:
     fresh = Reaper(bench.store, bench.transitions, ttl_s=TTL_S, now_s=stopped_clock)
     fresh.trust()

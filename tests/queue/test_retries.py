@@ -1,5 +1,7 @@
 """The engine fails on one request: it is tried again, what was told is kept, and in the end its reader is told."""
 
+from collections.abc import Sequence
+
 import pytest
 from tokenmill.wire.keys import MAX_RETRIES
 from tokenmill_worker.engine.batch import PackedBatch, Sampled
@@ -42,7 +44,7 @@ def fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
     run = EchoRunner.run
     failures: list[int] = []
 
-    def failing(self: EchoRunner, batch: PackedBatch) -> list[Sampled]:
+    def failing(self: EchoRunner, batch: PackedBatch) -> Sequence[Sampled]:
         if not failures and any(row.position == 29 for row in batch.samples):
             failures.append(batch.num_rows)
             raise RuntimeError("once")

@@ -6,6 +6,7 @@
 import mmap
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenmill_worker.cli import worker
@@ -50,7 +51,7 @@ class CountingRunner:
         self.vocab_size, self.max_model_len = runner.vocab_size, runner.max_model_len
         self.num_pages, self.device, self.fingerprint = runner.num_pages, runner.device, runner.fingerprint
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
+    def run(self, batch: PackedBatch) -> Sequence[Sampled]:
         sampled = self._runner.run(batch)
         self._tally.add(len(sampled))
         return sampled

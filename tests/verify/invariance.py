@@ -31,7 +31,7 @@ class FewPages:
         self.vocab_size, self.max_model_len = runner.vocab_size, runner.max_model_len
         self.device, self.fingerprint = runner.device, runner.fingerprint
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
+    def run(self, batch: PackedBatch) -> Sequence[Sampled]:
         return self._runner.run(batch)
 
 

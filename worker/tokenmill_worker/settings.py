@@ -51,9 +51,13 @@ class WorkerSettings(BaseSettings):
     )
     kv_cache_tokens: int | None = Field(None, ge=32, description="size of the KV pool; sized from free memory if unset")
     enable_prefix_caching: bool = Field(True, description="requests that begin alike share the KV of what is alike")
-    attention_backend: Literal["auto", "reference", "sdpa"] = Field("auto", description="reference is for tests only")
+    attention_backend: Literal["auto", "cpu", "sdpa", "reference"] = Field(
+        "auto", description="auto is cpu on a CPU with a C++ compiler, else sdpa; reference is for tests only"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
-    cache_dir: str | None = Field(None, description="where converted GGUF files are kept; ~/.cache/tokenmill if unset")
+    cache_dir: str | None = Field(
+        None, description="where converted GGUF files and the CPU library are kept; ~/.cache/tokenmill if unset"
+    )
 
     burst: bool = Field(False, description="end when the queue is empty, instead of waiting for more")
     drain_timeout_s: float = Field(

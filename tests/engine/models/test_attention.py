@@ -1,4 +1,4 @@
-"""The fast attention backend against the one written as the formula reads, on ragged steps of every kind."""
+"""The fast attention backends against the one written as the formula reads, on ragged steps of every kind."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -82,9 +82,18 @@ def int32(values: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def run(backend: str, case: Case, spec: AttentionSpec) -> Tensor:
-    pages = KVPages(*(part.clone() for part in case.pages))
+    pages = library_order(case.pages) if backend == "cpu" else KVPages(*(part.clone() for part in case.pages))
     with torch.inference_mode(), activate(case.step, backend_named(backend)):
         return attention(case.query, case.key, case.value, pages, spec)
+
+
+def library_order(pages: KVPages) -> KVPages:
+    """The history of earlier steps as the C++ library would have left it (csrc/kernels.h)."""
+    keys, values = pages
+    per_word = 4 // keys.element_size()
+    words = keys.view(*keys.shape[:3], -1, per_word).transpose(2, 3)  # [..., key_dim / W, 32, W]
+    pairs = values.view(*values.shape[:2], -1, per_word, values.shape[3]).transpose(3, 4)  # [..., 32 / W, value_dim, W]
+    return KVPages(words.reshape(keys.shape), pairs.reshape(values.shape))
 
 
 SPECS = {
@@ -106,18 +115,20 @@ SHAPES = {
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_sdpa_agrees_with_the_reference(shape: Shape, spec: AttentionSpec) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "sdpa"])
+def test_a_fast_backend_agrees_with_the_reference(backend: str, shape: Shape, spec: AttentionSpec) -> None:
     case = make_case(RAGGED, shape)
-    torch.testing.assert_close(run("sdpa", case, spec), run("reference", case, spec), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(backend, case, spec), run("reference", case, spec), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_sdpa_agrees_with_the_reference_in_bfloat16(spec: AttentionSpec) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "sdpa"])
+def test_a_fast_backend_agrees_with_the_reference_in_bfloat16(backend: str, spec: AttentionSpec) -> None:
     case = make_case(RAGGED, Shape(), torch.bfloat16)
-    torch.testing.assert_close(run("sdpa", case, spec), run("reference", case, spec), rtol=0.03, atol=0.03)
+    torch.testing.assert_close(run(backend, case, spec), run("reference", case, spec), rtol=0.03, atol=0.03)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "sdpa", "reference"])
 def test_a_row_is_attended_alone_as_in_company(backend: str) -> None:
     spec = AttentionSpec(0.25, window=50)
     case = make_case(RAGGED, Shape())
@@ -129,7 +140,7 @@ def test_a_row_is_attended_alone_as_in_company(backend: str) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "sdpa", "reference"])
 def test_a_poisoned_row_does_not_reach_its_neighbours(backend: str, spec: AttentionSpec) -> None:
     case = make_case(RAGGED, Shape())
     clean = run(backend, case, spec)

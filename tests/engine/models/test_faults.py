@@ -64,6 +64,8 @@ def test_pages_that_held_nan_are_clean_when_another_row_gets_them() -> None:
 class LeakyBackend:
     """Attends over the whole row as if it were one sequence: what a model without our attention would do."""
 
+    name = "leaky"
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec
     ) -> Tensor:
@@ -73,6 +75,8 @@ class LeakyBackend:
 
 class WindowlessBackend:
     """Forgets the sliding window."""
+
+    name = "windowless"
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec

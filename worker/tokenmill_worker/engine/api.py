@@ -80,6 +80,12 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def edits_logits(self) -> bool:
+        """Does anything change the model's logits before the draw? (Besides min_tokens, which does so for a while.)"""
+        penalties = self.presence_penalty, self.frequency_penalty
+        return bool(self.logit_bias) or self.repetition_penalty != 1.0 or penalties != (0.0, 0.0)
+
 
 def _in_range(param: str, value: float, low: float, high: float, *, exclude_low: bool = False) -> None:
     if math.isnan(value) or not low <= value <= high or (exclude_low and value == low):
@@ -100,7 +106,8 @@ class EngineConfig:
     `max_num_seqs`: rows in flight. `max_num_batched_tokens`: tokens in one packed row, prefill chunks included.
     `kv_cache_tokens`: size of the paged KV pool in tokens; None sizes it from free memory.
     `max_model_len`: longest prompt plus completion, in tokens; None takes the model's own limit.
-    `cache_dir`: where dequantized GGUF files are kept; None is ~/.cache/tokenmill.
+    `cache_dir`: where dequantized GGUF files and the CPU library are kept; None is ~/.cache/tokenmill.
+    `attention_backend`: auto takes cpu (C++, built on first use) on a CPU, and sdpa where that is not to be had.
     """
 
     model: str = "smollm2"
@@ -111,7 +118,7 @@ class EngineConfig:
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None
     enable_prefix_caching: bool = True
-    attention_backend: Literal["auto", "reference", "sdpa"] = "auto"
+    attention_backend: Literal["auto", "cpu", "sdpa", "reference"] = "auto"
     trust_remote_code: bool = False
     cache_dir: str | None = None
 

@@ -2,23 +2,122 @@
 
 Two stages, each of which may hold tokens back for a while:
 
-    Utf8Decoder     until their characters are whole
+    a decoder       until their characters are whole: PieceDecoder or, for a tokenizer without pieces, WindowDecoder
     StopChecker     until their text can no longer be the beginning of a stop string
 
 Texts come out in token order, one for each token; joined they are the completion. A token that only begins a character
 has the text "", the character belongs to the token that completes it.
 """
 
+from codecs import utf_8_decode
 from collections.abc import Sequence
+from typing import Protocol
 
 from tokenmill_worker.engine.batch import Tokenizer
+from tokenmill_worker.engine.token_pieces import REPLACEMENT, Piece, TokenPieces
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A character is at most four bytes, hence at most four tokens; at twice that the bytes are no UTF-8 at all.
 _MAX_HELD_TOKENS = 8
 
 
-class Utf8Decoder:
+class Decoder(Protocol):
+    """The first stage."""
+
+    def feed(self, token_id: int) -> list[str]:
+        """The texts of the tokens that are final now, oldest first."""
+        ...
+
+    def flush(self) -> list[str]:
+        """The texts of all tokens still held: nothing follows. What is no whole character becomes U+FFFD."""
+        ...
+
+
+def make_decoder(tokenizer: Tokenizer) -> Decoder:
+    pieces = tokenizer.pieces
+    if pieces is None:
+        return WindowDecoder(tokenizer)
+    return FallbackDecoder(pieces) if pieces.is_byte_fallback else PieceDecoder(pieces)
+
+
+class PieceDecoder:
+    """Looks up what a token adds; bytes are joined until they are whole characters, or no UTF-8 at all."""
+
+    __slots__ = ("_data", "_is_at_start", "_is_plain", "_num_held", "_table")
+
+    def __init__(self, pieces: TokenPieces) -> None:
+        self._table = pieces.table
+        self._is_at_start = pieces.strips_space
+        self._num_held = 0
+        self._data = b""  # of the tokens held
+        self._is_plain = not self._is_at_start  # nothing came before that the next token's text depends on
+
+    def feed(self, token_id: int) -> list[str]:
+        try:
+            piece = self._table[token_id]
+        except IndexError:  # a model may have more tokens than its tokenizer knows
+            piece = ""
+        if self._is_plain and type(piece) is str:
+            return [piece]
+        self._is_plain = False
+        self._num_held += 1
+        text = self._join(piece)
+        if text is None and self._num_held < _MAX_HELD_TOKENS:
+            return []
+        return self._give_out(self._rest() if text is None else text)
+
+    def flush(self) -> list[str]:
+        return self._give_out(self._rest()) if self._num_held else []
+
+    def _join(self, piece: Piece) -> str | None:
+        """The text of everything held, this piece included; None while it ends inside a character."""
+        self._data += piece.encode() if isinstance(piece, str) else piece
+        text, num_used = utf_8_decode(self._data, "replace", False)
+        return text if num_used == len(self._data) else None
+
+    def _rest(self) -> str:
+        return self._data.decode(errors="replace")
+
+    def _give_out(self, text: str) -> list[str]:
+        if self._is_at_start and text:
+            self._is_at_start = False
+            text = text.removeprefix(" ")
+        given = [""] * (self._num_held - 1) + [text]
+        self._data, self._num_held = b"", 0
+        self._is_plain = not self._is_at_start
+        return given
+
+
+class FallbackDecoder(PieceDecoder):
+    """As PieceDecoder for bytes that are spelled out: a run of them is characters or, from a flaw on, U+FFFD each."""
+
+    __slots__ = ("_is_flawed",)
+
+    def __init__(self, pieces: TokenPieces) -> None:
+        super().__init__(pieces)
+        self._is_flawed = False
+
+    def _join(self, piece: Piece) -> str | None:
+        if isinstance(piece, str):
+            text = self._rest() + piece
+            self._is_flawed = self._is_flawed and not piece  # what has no text is not there
+            return text if piece or not self._data else None
+        self._data += piece
+        try:
+            return self._rest() if self._is_flawed else self._data.decode()
+        except UnicodeDecodeError as error:
+            self._is_flawed = error.reason != "unexpected end of data"
+            return self._rest() if self._is_flawed else None
+
+    def _rest(self) -> str:
+        return REPLACEMENT * len(self._data)
+
+    def _give_out(self, text: str) -> list[str]:
+        given = super()._give_out(text)
+        self._is_plain &= not self._is_flawed
+        return given
+
+
+class WindowDecoder:
     """Decodes a window that slides over the tokens, so that the cost of a token does not grow with the text.
 
     A tokenizer may decode a token differently at the start of a text (sentencepiece drops the leading space there), so
@@ -32,15 +131,13 @@ class Utf8Decoder:
         self._held: list[int] = []
 
     def feed(self, token_id: int) -> list[str]:
-        """The texts of the tokens that are final now, oldest first."""
         self._held.append(token_id)
         text = self._decode(self._context + self._held)[self._context_len :]
-        if not text.endswith(_REPLACEMENT):
+        if not text.endswith(REPLACEMENT):
             return self._give_out(len(self._held), text)
         return self._give_out_oldest(text) if len(self._held) >= _MAX_HELD_TOKENS else []
 
     def flush(self) -> list[str]:
-        """The texts of all tokens still held: nothing follows. What is no whole character becomes U+FFFD."""
         num_held = len(self._held)
         return self._give_out(num_held, self._held_text(num_held)) if num_held else []
 
@@ -127,7 +224,7 @@ class Detokenizer:
     """Both stages for one choice. Stop strings are looked for in the text after the first `min_tokens` tokens."""
 
     def __init__(self, tokenizer: Tokenizer, *, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
-        self._decoder = Utf8Decoder(tokenizer)
+        self._decoder = make_decoder(tokenizer)
         self._checker = StopChecker(stop) if stop else None
         self._num_exempt = min_tokens  # tokens still to come whose text is not searched
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tokenmill_worker.engine.api import EngineConfig, Logprobs, ModelError, RowError, SamplingParams
 from tokenmill_worker.engine.batch import PAGE_SIZE, Loaded, PackedBatch, Sampled, SampleRow
 from tokenmill_worker.engine.pages import num_pages_for
+from tokenmill_worker.engine.token_pieces import TokenPieces
 from tokenmill_worker.engine.uniform import mix64s, uniforms
 
 VOCAB_SIZE = 256
@@ -52,6 +53,9 @@ class EchoTokenizer:
     vocab_size = VOCAB_SIZE
     eos_token_ids: frozenset[int] = frozenset()
     has_chat_template = True
+    pieces: TokenPieces | None = TokenPieces(
+        [chr(byte) if byte < 0x80 else bytes([byte]) for byte in range(VOCAB_SIZE)]
+    )
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))

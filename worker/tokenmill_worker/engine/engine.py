@@ -3,6 +3,9 @@
 import logging
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from operator import attrgetter
+
+import numpy as np
 
 from tokenmill_worker.engine import echo
 from tokenmill_worker.engine.active import ActiveRequest, Choice
@@ -14,20 +17,22 @@ from tokenmill_worker.engine.api import (
     EngineStatistics,
     FinishReason,
     InvalidRequestError,
+    Logprobs,
     RequestOutput,
     RowError,
     SamplingParams,
     TokenEvent,
 )
-from tokenmill_worker.engine.batch import PAGE_SIZE, Loaded, Runner, Sampled, Tokenizer
+from tokenmill_worker.engine.batch import PAGE_SIZE, Draws, Loaded, Runner, Tokenizer
 from tokenmill_worker.engine.offline import Prompts, offline_requests, run_offline
 from tokenmill_worker.engine.packer import pack
 from tokenmill_worker.engine.pages import Pages
 from tokenmill_worker.engine.scheduler import Scheduled, Scheduler
+from tokenmill_worker.engine.sequence import Sequence
 from tokenmill_worker.engine.validation import Validator
 
 _logger = logging.getLogger(__name__)
-_Outcome = tuple[Scheduled, Sampled | None]  # None: a prefill chunk that ends before the last known token
+_Outcome = tuple[Scheduled, Draws]  # a step or a part of one, and what its sampled rows drew
 
 
 def load(config: EngineConfig) -> Loaded:
@@ -74,7 +79,7 @@ class Engine:
         self._cancelled: dict[str, FinishReason] = {}  # from the next step on
         self._events: list[TokenEvent] = []  # of the step under way
         self._num_arrivals = self._num_steps = self._num_finished = 0
-        self._num_prefill_tokens = self._num_decode_tokens = 0
+        self._num_parked = 0  # over all requests
 
     @property
     def device(self) -> str:
@@ -91,10 +96,10 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Schedule, run, commit: every row in the batch gets on by one token or one prefill chunk."""
         self._end_cancelled()
-        rows = self._scheduler.schedule()
-        self._num_steps += bool(rows)
-        for row, sampled in self._run(rows):
-            self._commit(row, sampled)
+        step = self._scheduler.schedule()
+        self._num_steps += bool(step)
+        for part, drawn in self._run(step):
+            self._commit(part, drawn)
         return self._take_events()
 
     # Requests in and out
@@ -116,6 +121,7 @@ class Engine:
         if unfinished:
             self._scheduler.add(unfinished[0])
             active.parked = unfinished[1:]
+            self._num_parked += len(active.parked)
         self._tell_finished_by_resume(active)
 
     def cancel(self, request_id: str, reason: FinishReason = "cancelled") -> None:
@@ -161,80 +167,84 @@ class Engine:
             self._tell(choice, error)
 
     def _leave(self, active: ActiveRequest) -> None:
+        self._num_parked -= len(active.parked)
+        active.parked = []
         for choice in active.choices:
             self._scheduler.remove(choice.sequence)
 
     # Running rows, and what becomes of one that fails
 
-    def _run(self, rows: list[Scheduled]) -> list[_Outcome]:
-        """The runner's answer for each row. A fault costs the row that causes it, never its neighbours."""
-        while rows:
-            batch = pack(rows)
+    def _run(self, step: Scheduled) -> list[_Outcome]:
+        """The runner's answer. A fault costs the row that causes it, never its neighbours."""
+        while step:
+            batch = pack(step, self._scheduler.rows)
             try:
-                drawn = iter(self._runner.run(batch))
+                return [(step, Draws.of(self._runner.run(batch)))]
             except Exception as error:  # whatever a model raises must end one request, not the worker
-                if len(rows) == 1 or not _is_out_of_memory(error):
-                    return self._run_apart(rows, error)
-                rows = self._without_youngest(rows)
-            else:
-                return [(row, next(drawn) if row.is_sampled else None) for row in rows]
+                if len(step) == 1 or not _is_out_of_memory(error):
+                    return self._run_apart(step, error)
+                step = self._without_youngest(step)
         return []
 
-    def _run_apart(self, rows: list[Scheduled], error: Exception) -> list[_Outcome]:
+    def _run_apart(self, step: Scheduled, error: Exception) -> list[_Outcome]:
         """The step failed: run its rows one by one, so that only the guilty fail. Doing a row again changes nothing."""
-        if len(rows) == 1:
-            _logger.error("Request %s failed", rows[0].sequence.request_id, exc_info=error)
+        if len(step) == 1:
+            request_id = step.sequences[0].request_id
+            _logger.error("Request %s failed", request_id, exc_info=error)
             code = "out_of_memory" if _is_out_of_memory(error) else "engine_error"
-            return [(rows[0], Sampled(error=RowError(code, f"{type(error).__name__}: {error}")))]
-        _logger.warning("A step of %d rows failed (%s); they run one by one", len(rows), type(error).__name__)
-        return [outcome for row in rows for outcome in self._run([row])]
+            self._fail(request_id, RowError(code, f"{type(error).__name__}: {error}"))
+            return []
+        _logger.warning("A step of %d rows failed (%s); they run one by one", len(step), type(error).__name__)
+        return [outcome for index in range(len(step)) for outcome in self._run_alone(step, index)]
 
-    def _without_youngest(self, rows: list[Scheduled]) -> list[Scheduled]:
+    def _run_alone(self, step: Scheduled, index: int) -> list[_Outcome]:
+        """Unless another choice of its request has failed meanwhile."""
+        return self._run(step.only([index])) if step.sequences[index].is_running else []
+
+    def _without_youngest(self, step: Scheduled) -> Scheduled:
         """The device is out of memory: the last in rank waits for a smaller step."""
-        youngest = max(rows, key=lambda row: row.sequence.rank)
-        self._scheduler.preempt(youngest.sequence)
-        return [row for row in rows if row is not youngest]
+        youngest = max(step.sequences, key=attrgetter("rank"))
+        self._scheduler.preempt(youngest)
+        return step.only([index for index, sequence in enumerate(step.sequences) if sequence is not youngest])
 
-    def _commit(self, row: Scheduled, sampled: Sampled | None) -> None:
-        """The row's tokens are stored and the next one is drawn, unless it failed or its request ended meanwhile."""
-        sequence = row.sequence
-        if not sequence.is_running:
-            return
-        if sampled is not None and sampled.error is not None:
-            self._fail(sequence.request_id, sampled.error)
-            return
-        self._count(row)
-        self._scheduler.commit(row)
-        active = self._requests[sequence.request_id]
-        if active.parked and sequence.n_done >= sequence.n_prompt:
-            self._unpark(active)
-        if sampled is not None:
-            self._append(active.choices[sequence.index], sampled)
+    def _commit(self, step: Scheduled, drawn: Draws) -> None:
+        """The rows' tokens are stored and the next ones drawn, unless a row failed or its request ended meanwhile."""
+        sampled = np.flatnonzero(step.is_sampled)
+        for index, error in drawn.errors.items():
+            self._fail(step.sequences[sampled[index]].request_id, error)
+        is_there = self._scheduler.commit(step)
+        for index in np.flatnonzero(is_there & self._scheduler.rows.is_choice[step.rows]).tolist():
+            self._unpark(step.sequences[index])
+        drew = np.flatnonzero(is_there[sampled])
+        token_ids, rows = drawn.token_ids[drew], sampled[drew]
+        self._scheduler.rows.append(step.rows[rows], token_ids)
+        for place, index, token_id in zip(drew.tolist(), rows.tolist(), token_ids.tolist(), strict=True):
+            self._append(step.sequences[index], token_id, drawn.logprobs.get(place))
 
     def _fail(self, request_id: str, error: RowError) -> None:
         """What the request computed is in doubt, so nobody may find it in the prefix cache."""
+        if request_id not in self._requests:  # it ended while the step ran, or with another of its choices
+            return
         for choice in self._requests[request_id].choices:
             self._pages.forget(choice.sequence.pages)
         self._end(request_id, "error", error)
 
-    def _unpark(self, active: ActiveRequest) -> None:
-        """The prompt is in the pages: the other choices can share it."""
+    def _unpark(self, sequence: Sequence) -> None:
+        """Once the prompt is in the pages, the other choices can share it."""
+        active = self._requests[sequence.request_id]
+        if sequence.n_done < sequence.n_prompt:
+            return
+        self._num_parked -= len(active.parked)
         parked, active.parked = active.parked, []
-        for sequence in parked:
-            self._scheduler.add(sequence)
+        for other in parked:
+            self._scheduler.add(other)
 
-    def _append(self, choice: Choice, sampled: Sampled) -> None:
-        choice.sequence.append(sampled.token_id)
-        choice.transcript.add(sampled.token_id, sampled.logprobs)
+    def _append(self, sequence: Sequence, token_id: int, logprobs: Logprobs | None) -> None:
+        choice = self._requests[sequence.request_id].choices[sequence.index]
+        choice.transcript.add(token_id, logprobs)
         if choice.is_finished:
-            self._scheduler.finish(choice.sequence)
+            self._scheduler.finish(sequence)
         self._tell(choice)
-
-    def _count(self, row: Scheduled) -> None:
-        if row.num_tokens == 1 and row.sequence.n_done >= row.sequence.n_prompt:
-            self._num_decode_tokens += 1
-        else:
-            self._num_prefill_tokens += row.num_tokens
 
     # Events
 
@@ -259,25 +269,25 @@ class Engine:
 
     def capacity(self) -> Capacity:
         """What could be admitted now, were it added: room less what already runs or waits."""
-        active = self._requests.values()
-        queued = [*self._scheduler.waiting, *(row for request in active for row in request.parked)]
-        num_rows = self._scheduler.max_num_rows - len(self._scheduler.running) - len(queued)
-        num_pages = self._scheduler.num_unpromised_pages() - sum(map(self._scheduler.num_expected_pages, queued))
-        if num_rows <= 0 or num_pages <= 0:
+        scheduler = self._scheduler
+        num_rows = scheduler.max_num_rows - len(scheduler.running) - len(scheduler.waiting) - self._num_parked
+        if num_rows <= 0:  # also: however many wait, the sum below is over fewer than there are rows
             return Capacity(0, 0)
-        return Capacity(num_rows, num_pages * PAGE_SIZE)
+        parked = [sequence for active in self._requests.values() for sequence in active.parked]
+        num_pages = scheduler.num_unpromised_pages()
+        num_pages -= sum(map(scheduler.num_expected_pages, scheduler.waiting + parked))
+        return Capacity(num_rows, num_pages * PAGE_SIZE) if num_pages > 0 else Capacity(0, 0)
 
     def statistics(self) -> EngineStatistics:
         """One look at everything. From any thread; counters of a step under way may be ahead of its events."""
-        num_parked = sum(len(active.parked) for active in list(self._requests.values()))
         return EngineStatistics(
-            num_waiting=len(self._scheduler.waiting) + num_parked,
+            num_waiting=len(self._scheduler.waiting) + self._num_parked,
             num_running=len(self._scheduler.running),
             num_steps=self._num_steps,
             num_free_pages=self._pages.num_free,
             num_pages=self._pages.num_pages,
-            num_prefill_tokens=self._num_prefill_tokens,
-            num_decode_tokens=self._num_decode_tokens,
+            num_prefill_tokens=self._scheduler.num_prefill_tokens,
+            num_decode_tokens=self._scheduler.num_decode_tokens,
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_preemptions=self._scheduler.num_preemptions,
             num_finished=self._num_finished,
@@ -288,6 +298,7 @@ class Engine:
         self._scheduler.check_integrity()
         scheduled = [*self._scheduler.waiting, *self._scheduler.running]
         parked = [row for active in self._requests.values() for row in active.parked]
+        assert len(parked) == self._num_parked, "parked choices are miscounted"
         unfinished = [choice.sequence for active in self._requests.values() for choice in active.unfinished]
         assert {id(row) for row in scheduled + parked} == {id(row) for row in unfinished}, (
             "a choice is lost, or a ghost"

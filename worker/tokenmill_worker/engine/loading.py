@@ -72,7 +72,7 @@ def _checksum(weights: torch.Tensor) -> tuple[int, int]:
 
 
 def cache_dir(config: EngineConfig) -> Path:
-    """Where dequantized weights are kept."""
+    """Where dequantized weights and the CPU library are kept."""
     return Path(config.cache_dir).expanduser() if config.cache_dir else Path.home() / ".cache" / "tokenmill"
 
 
@@ -162,7 +162,8 @@ def _packed(model: PreTrainedModel, config: EngineConfig) -> Adapter:
 
 
 def _guarded(model: PreTrainedModel, config: EngineConfig) -> Adapter:
-    adapter = Adapter(model, backend_named(config.attention_backend))
+    backend = backend_named(config.attention_backend, device=model.device.type, cache_dir=cache_dir(config))
+    adapter = Adapter(model, backend)
     longest = length_limit.max_model_len(_limit(adapter), requested=None)
     guard.check(adapter, window=length_limit.narrowest_window(adapter.config), longest=longest)
     return adapter

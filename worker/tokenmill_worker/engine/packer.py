@@ -1,33 +1,33 @@
-"""From scheduled sequences to one packed batch: plain arrays, nothing kept. Knows no policy and no device."""
+"""From a step's rows to one packed batch: a few operations on whole arrays. Knows no policy and no device."""
 
-from collections.abc import Sequence as SequenceOf
+from functools import partial
 
 import numpy as np
 
-from tokenmill_worker.engine.batch import PAGE_SIZE, Ints, PackedBatch, SampleRow
+from tokenmill_worker.engine.batch import PAGE_SIZE, Bools, Ints, PackedBatch, SampleRow, Samples
+from tokenmill_worker.engine.rows import Rows
 from tokenmill_worker.engine.scheduler import Scheduled
 
 
-def pack(rows: SequenceOf[Scheduled]) -> PackedBatch:
+def pack(step: Scheduled, rows: Rows) -> PackedBatch:
     """The scheduled tokens of all rows end to end, and nothing else. The rows' pages are already theirs."""
-    done = np.array([sequence.n_done for sequence, _, _ in rows], dtype=np.int32)
-    lengths = np.array([num_tokens for _, num_tokens, _ in rows], dtype=np.int32)
+    done, lengths = rows.n_done[step.rows], step.num_tokens
     context_lens = done + lengths
     num_pages = (context_lens + (PAGE_SIZE - 1)) // PAGE_SIZE
-    row_starts, page_starts = _starts(lengths), _starts(num_pages)
-    page_ids = np.concatenate([row.sequence.page_ids[:n] for row, n in zip(rows, num_pages.tolist(), strict=True)])
+    row_starts = _starts(lengths)
     positions = np.arange(row_starts[-1], dtype=np.int32) + np.repeat(done - row_starts[:-1], lengths)
-    pages = page_ids[np.repeat(page_starts[:-1], lengths) + positions // PAGE_SIZE]
+    owners = np.repeat(step.rows, lengths)
+    pages = rows.page_ids[owners, positions // PAGE_SIZE]
     return PackedBatch(
-        token_ids=np.concatenate([s.token_ids[s.n_done : s.n_done + n] for s, n, _ in rows]),
+        token_ids=rows.token_ids[owners, positions],
         positions=positions,
         slots=pages * PAGE_SIZE + positions % PAGE_SIZE,
         row_starts=row_starts,
         context_lens=context_lens,
-        page_ids=page_ids,
-        page_starts=page_starts,
-        samples=[_sample_row(index, row) for index, row in enumerate(rows) if row.is_sampled],
-        page_copies=_page_copies(rows),
+        page_ids=_page_ids(step.rows, num_pages, rows),
+        page_starts=_starts(num_pages),
+        samples=_samples(step, rows),
+        page_copies=_page_copies(step, rows.is_forked[step.rows]),
     )
 
 
@@ -38,11 +38,33 @@ def _starts(lengths: Ints) -> Ints:
     return starts
 
 
-def _sample_row(index: int, row: Scheduled) -> SampleRow:
-    sequence = row.sequence
-    position = sequence.n_total - sequence.n_prompt
+def _page_ids(owners: Ints, num_pages: Ints, rows: Rows) -> Ints:
+    """The first `num_pages` pages of each row, end to end."""
+    width = int(num_pages.max())
+    return rows.page_ids[owners, :width][np.arange(width) < num_pages[:, None]]
+
+
+def _samples(step: Scheduled, rows: Rows) -> Samples:
+    where = np.flatnonzero(step.is_sampled).astype(np.int32)
+    sampled = step.rows[where]
+    positions = rows.n_total[sampled] - rows.n_prompt[sampled]
+    is_banning = positions < rows.min_tokens[sampled]
+    return Samples(
+        where,
+        seeds=rows.seeds[sampled],
+        positions=positions,
+        settings=rows.settings[sampled],
+        is_plain=~(rows.is_edited[sampled] | is_banning),
+        make=partial(_sample_row, step, where),
+    )
+
+
+def _sample_row(step: Scheduled, where: Ints, index: int) -> SampleRow:
+    row = int(where[index])
+    sequence = step.sequences[row]
+    position = sequence.num_output_tokens
     return SampleRow(
-        index,
+        row,
         sequence.params,
         sequence.seed,
         position,
@@ -52,10 +74,11 @@ def _sample_row(index: int, row: Scheduled) -> SampleRow:
     )
 
 
-def _page_copies(rows: SequenceOf[Scheduled]) -> list[tuple[int, int]]:
+def _page_copies(step: Scheduled, is_forked: Bools) -> list[tuple[int, int]]:
     """(source, target) of the choices that forked in this step: their last page is the copy."""
+    forked = (step.sequences[index] for index in np.flatnonzero(is_forked).tolist())
     return [
-        (row.sequence.copy_source, int(row.sequence.page_ids[row.sequence.n_done // PAGE_SIZE]))
-        for row in rows
-        if row.sequence.copy_source is not None
+        (sequence.copy_source, int(sequence.page_ids[sequence.n_done // PAGE_SIZE]))
+        for sequence in forked
+        if sequence.copy_source is not None
     ]

@@ -2,17 +2,23 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from itertools import starmap
 from operator import attrgetter
 from typing import NamedTuple
 
-from tokenmill_worker.engine.batch import PAGE_SIZE
+import numpy as np
+
+from tokenmill_worker.engine.batch import PAGE_SIZE, Bools, Ints
 from tokenmill_worker.engine.pages import Pages, num_pages_for
+from tokenmill_worker.engine.rows import Rows
 from tokenmill_worker.engine.sequence import Sequence
 
 _by_rank = attrgetter("rank")
 
 
-class Scheduled(NamedTuple):
+class ScheduledRow(NamedTuple):
     """`num_tokens` of `sequence`, from its n_done on, take part in a step.
 
     `is_sampled`: they reach the end of the known tokens, so the step draws the next one.
@@ -23,6 +29,29 @@ class Scheduled(NamedTuple):
     is_sampled: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A step's rows in the order of packing, side by side in arrays; iterating over it makes one ScheduledRow each."""
+
+    rows: Ints  # [S] of Rows
+    num_tokens: Ints  # [S]
+    is_sampled: Bools  # [S]
+    sequences: list[Sequence]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __iter__(self) -> Iterator[ScheduledRow]:
+        columns = zip(self.sequences, self.num_tokens.tolist(), self.is_sampled.tolist(), strict=True)
+        return starmap(ScheduledRow, columns)
+
+    def only(self, indexes: SequenceOf[int]) -> "Scheduled":
+        """Some of the rows, as a step of their own."""
+        where = np.asarray(indexes, dtype=np.intp)
+        sequences = [self.sequences[index] for index in indexes]
+        return Scheduled(self.rows[where], self.num_tokens[where], self.is_sampled[where], sequences)
+
+
 class _Step:
     """The step being put together: who is in it, and how much of the token budget is left."""
 
@@ -30,23 +59,25 @@ class _Step:
         self.budget = budget
         self.num_preempted = 0
         self.num_promised: int | None = None  # pages that running rows are expected to take yet; None: not counted
-        self.num_tokens: dict[Sequence, int] = {}  # in the order of packing
+        self.num_tokens: dict[int, int] = {}  # by row, in the order of packing
+
+    def add_decoding(self, rows: Ints) -> None:
+        self.num_tokens.update(dict.fromkeys(rows.tolist(), 1))
+        self.budget -= len(rows)
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
-        self.num_tokens[sequence] = num_tokens
+        self.num_tokens[sequence.row] = num_tokens
         self.budget -= num_tokens
 
     def remove(self, sequence: Sequence) -> None:
         self.num_preempted += 1
         self.num_promised = None
-        self.budget += self.num_tokens.pop(sequence, 0)
-
-    def rows(self) -> list[Scheduled]:
-        return [Scheduled(row, num_tokens, num_tokens == row.num_wanted) for row, num_tokens in self.num_tokens.items()]
+        self.budget += self.num_tokens.pop(sequence.row, 0)
 
 
 class Scheduler:
-    """Sequences wait or run; both lists are kept in rank order (priority, then arrival, then choice).
+    """Sequences wait or run; both lists are kept in rank order (priority, then arrival, then choice). What a running
+    one knows and has stored is a row of `rows`.
 
     Every step serves, in this order, decoding rows, running prefills and newcomers. When pages run out, the last in
     rank gives its pages back and waits again with all its tokens (preemption by recompute), so the first in rank always
@@ -58,8 +89,12 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         # No more rows than tokens in a step: a decoding row is never left out of one.
         self.max_num_rows = min(max_num_seqs, max_num_batched_tokens)
+        self.rows = Rows(self.max_num_rows)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self._by_row: list[Sequence | None] = [None] * self.max_num_rows
+        self._order: Ints | None = None  # rows of `running`; None: it changed
+        self.num_prefill_tokens = self.num_decode_tokens = 0
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # tokens that the prefix cache saved, over all admissions
         self._observed_output: float | None = None  # tokens, exponentially weighted mean of finished outputs
@@ -91,25 +126,67 @@ class Scheduler:
 
     # One step
 
-    def schedule(self) -> list[Scheduled]:
+    def schedule(self) -> Scheduled:
         """The next step's rows, at most max_num_batched_tokens tokens in all. Empty only when nothing waits or runs."""
         step = _Step(self.max_num_batched_tokens)
-        decoding = [sequence for sequence in self.running if sequence.num_wanted == 1]
-        prefilling = [sequence for sequence in self.running if sequence.num_wanted > 1]
-        for sequence in decoding + prefilling:
+        wanted = self.rows.num_wanted[self._running_rows()]
+        decoding = self._running_rows()[wanted == 1]
+        prefilling = [self.running[index] for index in np.flatnonzero(wanted > 1).tolist()]
+        self._decode(decoding, step)
+        for sequence in prefilling:
             self._continue(sequence, step)
         while self._can_admit(step):
             self._admit(self.waiting[0], step)
-        return step.rows()
+        return self._scheduled(step)
 
-    def commit(self, row: Scheduled) -> None:
-        """The step ran: the row's tokens are stored. Called before its sampled token is appended."""
-        sequence = row.sequence
-        sequence.n_done += row.num_tokens
-        if sequence.copy_source is not None:
-            self._end_copy(sequence)
-        if sequence.n_done // PAGE_SIZE > sequence.n_remembered:
-            self._remember_full_pages(sequence)
+    def commit(self, step: Scheduled) -> Bools:
+        """The step ran: its rows' tokens are stored. Called before what they drew is appended.
+
+        Returns which of the rows are still there; the others' sequences left while the step ran.
+        """
+        is_there = self.rows.is_taken[step.rows]
+        own, num_tokens = step.rows[is_there], step.num_tokens[is_there]
+        self._count(own, num_tokens)
+        self.rows.n_done[own] += num_tokens
+        for row in own[self.rows.is_forked[own]].tolist():
+            self._end_copy(self._sequence_in(row))
+        for row in own[self.rows.n_done[own] // PAGE_SIZE > self.rows.n_remembered[own]].tolist():
+            self._remember_full_pages(self._sequence_in(row))
+        return is_there
+
+    def _count(self, rows: Ints, num_tokens: Ints) -> None:
+        is_decode = (num_tokens == 1) & (self.rows.n_done[rows] >= self.rows.n_prompt[rows])
+        num_decode = int(is_decode.sum())
+        self.num_decode_tokens += num_decode
+        self.num_prefill_tokens += int(num_tokens.sum()) - num_decode
+
+    def _running_rows(self) -> Ints:
+        """In rank order."""
+        if self._order is None:
+            self._order = np.array([sequence.row for sequence in self.running], dtype=np.int32)
+        return self._order
+
+    def _sequence_in(self, row: int) -> Sequence:
+        sequence = self._by_row[row]
+        assert sequence is not None
+        return sequence
+
+    def _scheduled(self, step: _Step) -> Scheduled:
+        rows = np.fromiter(step.num_tokens.keys(), np.int32, len(step.num_tokens))
+        num_tokens = np.fromiter(step.num_tokens.values(), np.int32, len(rows))
+        is_sampled = num_tokens == self.rows.num_wanted[rows]
+        return Scheduled(rows, num_tokens, is_sampled, list(map(self._sequence_in, step.num_tokens)))
+
+    def _decode(self, rows: Ints, step: _Step) -> None:
+        """All of them, at once unless the pages for those that begin a new one run out."""
+        crossing = rows[self.rows.n_done[rows] == self.rows.num_pages[rows] * PAGE_SIZE]
+        if len(crossing) > self.pages.num_free:
+            for sequence in list(map(self._sequence_in, rows.tolist())):
+                self._continue(sequence, step)
+            return
+        if len(crossing):
+            self.rows.add_pages(crossing, self.pages.allocate(len(crossing)))
+        step.add_decoding(rows)
 
     def _continue(self, sequence: Sequence, step: _Step) -> None:
         num_tokens = min(sequence.num_wanted, step.budget)
@@ -123,8 +200,8 @@ class Scheduler:
             return True
         while missing > self.pages.num_free:
             victim = self.running[-1]
-            self.preempt(victim)
             step.remove(victim)
+            self.preempt(victim)
             if victim is sequence:
                 return False
         sequence.add_pages(self.pages.allocate(missing))
@@ -148,7 +225,8 @@ class Scheduler:
         """The first in the queue, from waiting to running, with every page that already holds a part of its prefix."""
         del self.waiting[0]  # the first in the queue, always
         insort(self.running, sequence, key=_by_rank)
-        sequence.is_running = True
+        sequence.join(self.rows)
+        self._by_row[sequence.row], self._order = sequence, None
         source = self._fork_source(sequence)
         if source is not None:
             self._fork(source, sequence)
@@ -164,17 +242,16 @@ class Scheduler:
     def _stop_running(self, sequence: Sequence) -> None:
         """Undo `_admit` and all that came since."""
         del self.running[bisect_left(self.running, sequence.rank, key=_by_rank)]
-        sequence.is_running = False
         if sequence.copy_source is not None:
             self._end_copy(sequence)
         self.pages.release(sequence.pages)
-        sequence.num_pages = sequence.n_done = sequence.n_remembered = 0
+        self._by_row[sequence.row], self._order = None, None
+        sequence.leave()
 
     def _hold_prefix(self, sequence: Sequence, pages: list[int]) -> None:
         self.pages.hold(pages)
         sequence.add_pages(pages)
-        sequence.n_done = len(pages) * PAGE_SIZE
-        sequence.n_remembered = len(pages)
+        sequence.start_at(len(pages) * PAGE_SIZE, n_remembered=len(pages))
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
         """Cached pages of its known tokens but the last, which must be computed to draw the next."""
@@ -201,24 +278,25 @@ class Scheduler:
         num_shared = n_done // PAGE_SIZE
         self._hold_prefix(sequence, source.pages[:num_shared])
         if n_done % PAGE_SIZE:
-            sequence.copy_source = source.pages[num_shared]
-            self.pages.hold([sequence.copy_source])
-        sequence.n_done = n_done
+            page = source.pages[num_shared]
+            self.pages.hold([page])
+            sequence.fork_from(page)
+        sequence.start_at(n_done, n_remembered=num_shared)
 
     def _end_copy(self, sequence: Sequence) -> None:
         assert sequence.copy_source is not None
         self.pages.release([sequence.copy_source])
-        sequence.copy_source = None
+        sequence.fork_from(None)
 
     # Pages
 
     def _remember_full_pages(self, sequence: Sequence) -> None:
-        num_full = sequence.n_done // PAGE_SIZE
+        num_full, row = sequence.n_done // PAGE_SIZE, sequence.row
         if self.pages.enable_prefix_caching:
             digests = sequence.page_digests(num_full, self.pages)
-            for index in range(sequence.n_remembered, num_full):
-                self.pages.remember(int(sequence.page_ids[index]), digests[index])
-        sequence.n_remembered = num_full
+            for index in range(int(self.rows.n_remembered[row]), num_full):
+                self.pages.remember(int(self.rows.page_ids[row, index]), digests[index])
+        self.rows.n_remembered[row] = num_full
 
     def num_expected_pages(self, sequence: Sequence) -> int:
         """Pages for what is known of it and what others' outputs let expect.
@@ -236,7 +314,7 @@ class Scheduler:
 
     def num_promised_pages(self) -> int:
         """Free pages that running sequences are expected to take yet."""
-        return sum(map(self._num_missing_pages, self.running))
+        return self.rows.num_missing_pages(self._running_rows(), self._observed_output)
 
     def _num_missing_pages(self, sequence: Sequence) -> int:
         """Pages that it is expected to take beyond those it has."""
@@ -261,6 +339,10 @@ class Scheduler:
             assert rows == sorted(rows, key=_by_rank), "a list is out of rank order"
         assert len(self.running) <= self.max_num_rows, "more rows than allowed"
         assert all(row.is_running for row in self.running), "a running row thinks it waits"
+        assert [self._by_row[row.row] for row in self.running] == self.running, "a row is another sequence's"
+        assert self.rows.is_taken.sum() == len(self.running), "a row is taken by nobody"
+        assert self._running_rows().tolist() == [row.row for row in self.running], "the rows are out of rank order"
+        self.rows.check_integrity()
         for row in self.waiting:
             holds = row.is_running or row.num_pages or row.n_done or row.copy_source is not None
             assert not holds, "a waiting row holds something"
@@ -269,6 +351,8 @@ class Scheduler:
         self.pages.check_integrity(list(self._holders()))
 
     def _check_row(self, row: Sequence) -> None:
+        assert self.rows.n_prompt[row.row] == row.n_prompt, "a row has another sequence's prompt"
+        assert self.rows.is_forked[row.row] == (row.copy_source is not None), "a copy is forgotten, or a ghost"
         assert row.n_prompt <= row.n_total <= row.max_total, "a row knows more tokens than it may"
         assert row.n_done < row.n_total, "a row wants nothing, yet runs"
         assert row.num_pages >= num_pages_for(row.n_done), "stored tokens lack a page"

@@ -7,9 +7,10 @@ from threading import Lock
 from typing import cast
 
 from jinja2 import TemplateError
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerBase
 
 from tokenmill_worker.engine.api import InvalidRequestError
+from tokenmill_worker.engine.token_pieces import Decode, TokenPieces, find_pieces
 
 # Tokens that end an assistant's turn. A chat template that writes one teaches the model to stop there, also where the
 # checkpoint's eos_token_id names another token.
@@ -29,6 +30,7 @@ class HFTokenizer:
         self.vocab_size: int = len(tokenizer)
         self.has_chat_template: bool = bool(tokenizer.chat_template)
         self.eos_token_ids = frozenset(eos_token_ids) | _end_of_turn_ids(tokenizer)
+        self.pieces = _pieces(tokenizer, self.decode)
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -66,6 +68,7 @@ class NoTokenizer:
     """batch.Tokenizer for a checkpoint that has none: prompts must be token ids, and completions have no text."""
 
     has_chat_template = False
+    pieces: TokenPieces | None = TokenPieces([])  # every token adds nothing
 
     def __init__(self, *, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
         self.vocab_size = vocab_size
@@ -82,6 +85,15 @@ class NoTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         del token_ids
         return ""
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, decode: Decode) -> TokenPieces | None:
+    """Not of a slow tokenizer: asking it for its whole vocabulary would take too long."""
+    if not tokenizer.is_fast:
+        return None
+    added: dict[int, AddedToken] = tokenizer.added_tokens_decoder
+    special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+    return find_pieces(tokenizer.get_vocab(), special_ids, decode)
 
 
 def _end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -23,7 +23,7 @@ from tokenmill_worker.queue.service import Service
 from tokenmill_worker.queue.stall import StallWatch
 
 RENEWALS_PER_TTL = 3  # two may get lost before the lease does
-REAPS_PER_TTL = 2  # at least; a takeover shall come when a lease ends, not up to half a lease later
+REAPS_PER_TTL = 2  # at least
 HOUSEKEEPING_S = 1.0  # statistics shown, passed deadlines swept, the dead looked for
 
 log = logging.getLogger(__name__)
@@ -39,10 +39,10 @@ class LeaseStatistics:
 
 @dataclass(slots=True)
 class _Duty:
-    """Something to do every `interval_s`; due at once at first."""
+    """Something to do every `interval_s`, or after the seconds that it returns if those are less; at first at once."""
 
     interval_s: float
-    action: Callable[[], None]
+    action: Callable[[], float | None]
     due_s: float = 0.0
 
 
@@ -132,17 +132,19 @@ class Lease(Service):
     def _do_what_is_due(self) -> None:
         for duty in self._duties:
             if duty.due_s <= time.monotonic():
-                self._do(duty)
-                duty.due_s = time.monotonic() + duty.interval_s
+                sooner_s = self._do(duty)
+                interval_s = duty.interval_s if sooner_s is None else min(duty.interval_s, sooner_s)
+                duty.due_s = time.monotonic() + interval_s
 
-    def _do(self, duty: _Duty) -> None:
+    def _do(self, duty: _Duty) -> float | None:
         """What the server refuses is tried again at the next turn, and keeps no other duty from being done."""
         try:
-            duty.action()
+            return duty.action()
         except OUTAGE:
             raise
         except BROKEN as error:
             log.error("the server refuses a duty of the lease: %s", error)
+            return None
 
     # Duties; each may raise an OUTAGE, and is then due again at once
 
@@ -162,8 +164,10 @@ class Lease(Service):
         self._store.run(self._transitions.inform(self.worker, dict(self._describe())))
         self._reaper.sweep()
 
-    def _reap(self) -> None:
-        self._reaper.reap_one(self.worker)
+    def _reap(self) -> float | None:
+        if self._reaper.reap_one(self.worker):
+            return 0.0
+        return self._reaper.next_due_s()  # a takeover comes when a lease ends, not up to an interval later
 
     def _start_over(self) -> None:
         """The lease ran out, or the server forgot it: all that was held belongs to others. Begin as somebody new."""

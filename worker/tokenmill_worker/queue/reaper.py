@@ -46,13 +46,20 @@ class Reaper:
     def sweep(self) -> None:
         self._store.run(self._transitions.sweep())
 
-    def reap_one(self, reaper: str) -> None:
-        """Take over a worker whose lease ran out, if there is one. FencedError: our own lease is gone."""
+    def next_due_s(self) -> float | None:
+        """In how many seconds somebody may be found dead who is not now."""
+        left_ms = self._store.run(self._transitions.next_lease_end())
+        return None if left_ms is None else (left_ms + 1) / 1000
+
+    def reap_one(self, reaper: str) -> bool:
+        """Take over a worker whose lease ran out, if there is one; is there another? FencedError: our own is gone."""
         if self._num_good_renewals < GOOD_RENEWALS or self._uptime_s() < UPTIME_IN_TTLS * self._ttl_s:
-            return
+            return False
         others = [name for name in self._store.run(self._transitions.find_dead()) if name != reaper]
-        if others and not self._is_stale():  # the answer may have been long in coming
-            self._take_over(reaper, others[0])
+        if not others or self._is_stale():  # the answer may have been long in coming
+            return False
+        self._take_over(reaper, others[0])
+        return len(others) > 1
 
     def _take_over(self, reaper: str, dead: str) -> None:
         if not self._store.run(self._transitions.mark_dead(reaper, dead)):

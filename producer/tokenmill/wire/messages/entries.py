@@ -53,18 +53,19 @@ class DeltaEntry(NamedTuple):
         return self.offset + len(self.token_ids)
 
     def encode(self) -> dict[str, str]:
-        fields = {
-            "type": "delta",
-            "offset": str(self.offset),
-            "text": self.text,
-            "tokens": f"[{','.join(map(str, self.token_ids))}]",
-        }
+        fields = self.flat()
+        return dict(zip(fields[::2], fields[1::2], strict=True))
+
+    def flat(self) -> list[str]:
+        """Names and values in turn, as a command takes them."""
+        token_ids = f"[{','.join(map(str, self.token_ids))}]"
+        fields = ["type", "delta", "offset", str(self.offset), "text", self.text, "tokens", token_ids]
         if self.index:
-            fields["index"] = str(self.index)
+            fields += "index", str(self.index)
         if self.finish_reason is not None:
-            fields["finish_reason"] = self.finish_reason
+            fields += "finish_reason", self.finish_reason
         if self.logprobs is not None:
-            fields["logprobs"] = _dump([_logprob_fields(logprob) for logprob in self.logprobs])
+            fields += "logprobs", _dump([_logprob_fields(logprob) for logprob in self.logprobs])
         return fields
 
 

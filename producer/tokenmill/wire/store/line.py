@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import hiredis
 from redis.exceptions import ResponseError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Line:
         self._pool = client.connection_pool
         self._at_hand: list[tuple[Any, float]] = []  # one at most, but for a race that costs nothing
 
-    def ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The replies, as the server said them; error replies are values. ConnectionError, TimeoutError, OSError."""
         connection = self._take()
         try:
@@ -59,8 +60,9 @@ class Line:
             self._at_hand.append((connection, time.monotonic()))
 
 
-def _exchange(connection: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
-    connection.send_packed_command(connection.pack_commands(commands))
+def _exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    packed = b"".join([hiredis.pack_command(command) for command in commands])  # redis-py looks at every argument first
+    connection.send_packed_command([packed])
     return [_reply(connection) for _ in commands]
 
 

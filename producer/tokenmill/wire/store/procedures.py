@@ -122,6 +122,13 @@ def find_dead(keys: Keys) -> Steps[list[str]]:
     return list(dict.fromkeys([*marked, *expired, *sorted(holders - set(known))]))
 
 
+def next_lease_end(keys: Keys) -> Steps[int | None]:
+    now_ms = yield from _server_ms()
+    (reply,) = yield [("ZRANGEBYSCORE", keys.workers, f"({now_ms}", "+inf", "WITHSCORES", "LIMIT", 0, 1)]
+    found = checked(reply)
+    return int(float(found[1])) - now_ms if found else None
+
+
 def _members(key: str, reply: Any) -> Steps[list[str]]:
     """Members of one of our sorted sets; what is not even text is no member of ours, and is struck off."""
     members: list[bytes] = checked(reply)

@@ -223,6 +223,10 @@ class Transitions:
         """Workers to reap: their lease ran out, or their reaper died, or they hold entries and are in neither set."""
         return Procedure(lambda: procedures.find_dead(self.keys))
 
+    def next_lease_end(self) -> Procedure[int | None]:
+        """In how many ms the next lease runs out, unless it is renewed; None: nobody has one."""
+        return Procedure(lambda: procedures.next_lease_end(self.keys))
+
     def held_by(self, worker: str) -> Procedure[list[Delivery]]:
         """Up to MAX_JOBS_PER_CALL entries pending for a worker, of all lanes; deleted ones are acked on the way."""
         return Procedure(lambda: procedures.held_by(self.keys, worker))
@@ -263,8 +267,8 @@ def _claim(claim: Claim) -> list[Argument]:
 def _deltas(entries: Sequence[DeltaEntry], epoch: int) -> list[Argument]:
     args: list[Argument] = [len(entries)]
     for entry in entries:
-        end = entry.end
-        args += (entry.offset, end, stream_id(epoch, end), *_fields(entry.encode()))
+        end, fields = entry.end, entry.flat()
+        args += (entry.offset, end, stream_id(epoch, end), len(fields) // 2, *fields)
     return args
 
 

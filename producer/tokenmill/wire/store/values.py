@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tokenmill.wire.errors import DecodeError
 from tokenmill.wire.keys import PRIORITY_LANES, RESULT_TTL_S, Lane
@@ -149,8 +149,7 @@ class Renewal:
     cancelled: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):
     """Deltas of one running job, in order."""
 
     request_id: str
@@ -159,8 +158,7 @@ class Publication:
     entries: tuple[DeltaEntry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PublishReply:
+class PublishReply(NamedTuple):
     """`gap`: the first entry does not start at `published`; nothing was written, go on from there."""
 
     status: Literal["ok", "fenced", "gap"]
@@ -186,8 +184,7 @@ class Finish:
     num_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FinishReply:
+class FinishReply(NamedTuple):
     """`gap`: tokens before these deltas are missing; nothing was written, go on from `published`."""
 
     status: Literal["ok", "fenced", "gap"]

@@ -8,7 +8,10 @@ from tokenmill_worker.engine.attention.step import AttentionStep
 
 
 class KVPages(NamedTuple):
-    """One layer's part of the paged KV pool. Dk and Dv may differ."""
+    """One layer's part of the paged KV pool. Dk and Dv may differ.
+
+    The order inside a page is the backend's own affair: others copy and clear pages whole. `store` keeps this one.
+    """
 
     keys: Tensor  # [num_pages, kv_heads, PAGE_SIZE, Dk]
     values: Tensor  # [num_pages, kv_heads, PAGE_SIZE, Dv]
@@ -28,7 +31,9 @@ class AttentionSpec(NamedTuple):
 
 
 class Backend(Protocol):
-    """Computes attention of a packed row. The step's keys and values are in the pages already."""
+    """Stores the step's keys and values in their pages, and computes attention of a packed row."""
+
+    name: str
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec
@@ -39,3 +44,10 @@ class Backend(Protocol):
         because a masked NaN is still a NaN.
         """
         ...
+
+
+def store(pages: KVPages, step: AttentionStep, key: Tensor, value: Tensor) -> None:
+    """In the order that the shapes say."""
+    for part, tokens in zip(pages, (key, value), strict=True):
+        by_slot = part.transpose(1, 2)  # [num_pages, PAGE_SIZE, kv_heads, D]
+        by_slot.index_put_((step.slot_pages, step.slot_offsets), tokens)

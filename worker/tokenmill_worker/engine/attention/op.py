@@ -51,15 +51,8 @@ def _run(
     sinks: Tensor | None,
 ) -> Tensor:
     step, backend = _active.get()
-    _store(key_pages, step, key)
-    _store(value_pages, step, value)
     pages, spec = KVPages(key_pages, value_pages), AttentionSpec(scale, window, softcap, sinks)
     return backend.attend(query, key, value, pages, step, spec)
-
-
-def _store(pages: Tensor, step: AttentionStep, tokens: Tensor) -> None:
-    by_slot = pages.transpose(1, 2)  # [num_pages, PAGE_SIZE, kv_heads, D]
-    by_slot.index_put_((step.slot_pages, step.slot_offsets), tokens)
 
 
 def _shape(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:

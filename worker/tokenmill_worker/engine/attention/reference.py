@@ -4,17 +4,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenmill_worker.engine.attention.backend import AttentionSpec, KVPages
+from tokenmill_worker.engine.attention.backend import AttentionSpec, KVPages, store
 from tokenmill_worker.engine.attention.step import AttentionStep, RowView, visible
 
 
 class ReferenceBackend:
     """For tests and for doubt. Reads everything back through the page table, fresh prompts too."""
 
+    name = "reference"
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec
     ) -> Tensor:
-        del key, value  # in the pages already
+        store(pages, step, key, value)
         result = query.new_empty(query.shape[0], query.shape[1], pages.values.shape[-1])
         for row in step.rows():
             keys, values = (_gather(part, row) for part in pages)

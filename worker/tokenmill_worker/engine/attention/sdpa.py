@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenmill_worker.engine.attention.backend import AttentionSpec, KVPages
+from tokenmill_worker.engine.attention.backend import AttentionSpec, KVPages, store
 from tokenmill_worker.engine.attention.step import AttentionStep, RowView, visible
 from tokenmill_worker.engine.batch import PAGE_SIZE
 
@@ -55,9 +55,12 @@ class Plan(NamedTuple):
 
 
 class SdpaBackend:
+    name = "sdpa"
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec
     ) -> Tensor:
+        store(pages, step, key, value)
         kv_heads, window = key.shape[1], spec.window
         plan = step.plan(("sdpa", kv_heads, window), lambda: _make_plan(step, kv_heads, window, query.device))
         result = query.new_empty(query.shape[0], query.shape[1], value.shape[2])

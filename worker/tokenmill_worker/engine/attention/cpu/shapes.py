@@ -15,6 +15,9 @@ def register() -> None:
         "argmax": _row_numbers,
         "attention": _attended,
         "rope_attention": _attended_flat,
+        "linear_w8a8": _as_wide_as_scales,
+        "linear_w8a16": _as_wide_as_scales,
+        "linear_bf16": _of_columns,
     }.items():
         torch.library.register_fake(f"tokenmill_cpu::{name}")(shape)
 
@@ -42,3 +45,13 @@ def _attended_flat(qkv: Tensor, cos: Tensor, sin: Tensor, key_pages: Tensor, *ot
     num_heads = others[6]
     assert isinstance(num_heads, int)
     return qkv.new_empty(qkv.shape[0], num_heads * key_pages.shape[3])
+
+
+def _as_wide_as_scales(x: Tensor, packed: Tensor, scales: Tensor, *_: object) -> Tensor:
+    del packed
+    return x.new_empty(x.shape[0], scales.shape[0])
+
+
+def _of_columns(x: Tensor, packed: Tensor, num_columns: int, *_: object) -> Tensor:
+    del packed
+    return x.new_empty(x.shape[0], num_columns)

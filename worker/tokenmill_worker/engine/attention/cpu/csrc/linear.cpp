@@ -1,0 +1,205 @@
+// Packed linears: y = x W^T + b with weights in int8, one scale a column of the product, or in bfloat16. x is taken as
+// uint8 with a scale and a zero point a row, found on the fly (w8a8), or as bfloat16. A row's result does not depend on
+// the rows beside it, to the last bit.
+#include "linear.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+namespace tokenmill_linear {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Up to this many rows each thread prepares them for itself: cheaper than waiting for one another.
+constexpr int64_t kAlone = 12;
+constexpr int64_t kFetchAhead = 2048;  // bytes of weights
+
+enum class Format { w8a8, w8a16, bf16 };
+
+struct Weight {
+  const Tensor& packed;  // uint8 [panels, units, 32 columns of one unit]
+  int64_t num_columns;
+  const float* scales;
+  const float* sums;
+  const float* bias;
+
+  int64_t num_panels() const { return packed.size(0); }
+  int64_t panel_bytes() const { return packed.size(1) * packed.size(2); }
+  Panel panel(int64_t index) const {
+    int64_t first = index * kColumns;
+    auto from_first = [first](const float* values) { return values ? values + first : nullptr; };
+    return {packed.const_data_ptr<uint8_t>() + index * panel_bytes(), from_first(scales), from_first(sums),
+            from_first(bias), std::min(kColumns, num_columns - first)};
+  }
+};
+
+struct Workspace {
+  std::vector<uint32_t> units;
+  std::vector<RowScale> scales;
+
+  void fit(int64_t num_rows, int64_t num_units) {
+    if (static_cast<int64_t>(units.size()) < num_rows * num_units) units.resize(num_rows * num_units);
+    if (static_cast<int64_t>(scales.size()) < num_rows) scales.resize(num_rows);
+  }
+
+  static Workspace& own() {
+    thread_local Workspace workspace;
+    return workspace;
+  }
+};
+
+class Product {
+ public:
+  Product(const Tensor& x, const Weight& weight, Format format, const Kernels& kernels)
+      : x_(x), weight_(weight), output_(at::empty({x.size(0), weight.num_columns}, x.options())) {
+    prepare_row_ = format == Format::w8a8 ? kernels.quantize : kernels.round;
+    multiply_ = format == Format::w8a8 ? kernels.w8a8 : format == Format::w8a16 ? kernels.w8a16 : kernels.bf16;
+    num_units_ = weight.packed.size(1);
+    num_blocks_ = (x.size(0) + kernels.max_rows - 1) / kernels.max_rows;
+  }
+
+  Tensor run() {
+    if (x_.size(0) > 0) x_.size(0) <= kAlone ? run_alone() : run_together();
+    return output_;
+  }
+
+ private:
+  void run_alone() {
+    for_each_panel([this](Workspace*& ready) {
+      ready = &Workspace::own();
+      ready->fit(x_.size(0), num_units_);
+      prepare(*ready, 0, num_blocks_);
+    });
+  }
+
+  void run_together() {
+    Workspace& shared = Workspace::own();
+    shared.fit(x_.size(0), num_units_);
+    at::parallel_for(0, num_blocks_, 1, [&](int64_t begin, int64_t end) { prepare(shared, begin, end); });
+    for_each_panel([&shared](Workspace*& ready) { ready = &shared; });
+  }
+
+  // A task is a panel and a part of the rows; there are several parts only where panels are few for the threads.
+  template <typename Ready>
+  void for_each_panel(Ready make_ready) {
+    int64_t panels = weight_.num_panels(), wanted = 4 * at::get_num_threads();
+    int64_t parts = panels >= wanted ? 1 : std::min(num_blocks_, (wanted + panels - 1) / panels);
+    at::parallel_for(0, panels * parts, 1, [&](int64_t begin, int64_t end) {
+      Workspace* ready = nullptr;
+      make_ready(ready);
+      for (int64_t task = begin; task < end; ++task) {
+        int64_t part = task % parts;
+        multiply(*ready, task / parts, part * num_blocks_ / parts, (part + 1) * num_blocks_ / parts);
+      }
+    });
+  }
+
+  // Blocks differ by at most one row, the larger ones first.
+  int64_t start(int64_t block) const {
+    return block * (x_.size(0) / num_blocks_) + std::min(block, x_.size(0) % num_blocks_);
+  }
+
+  void prepare(Workspace& ready, int64_t begin, int64_t end) const {
+    int64_t row_bytes = x_.size(1) * x_.element_size();
+    for (int64_t block = begin; block < end; ++block) {
+      int64_t first = start(block), count = start(block + 1) - first;
+      uint32_t* units = ready.units.data() + first * num_units_;
+      for (int64_t row = 0; row < count; ++row) {
+        const char* values = static_cast<const char*>(x_.const_data_ptr()) + (first + row) * row_bytes;
+        ready.scales[first + row] = prepare_row_(values, is_float(), x_.size(1), units + row, count);
+      }
+    }
+  }
+
+  // While the last block multiplies, the next panel is on its way from memory.
+  void multiply(const Workspace& ready, int64_t index, int64_t begin, int64_t end) {
+    Panel panel = weight_.panel(index);
+    for (int64_t number = begin; number < end; ++number) {
+      int64_t first = start(number), place = first * weight_.num_columns + index * kColumns;
+      Block block{ready.units.data() + first * num_units_,
+                  ready.scales.data() + first,
+                  start(number + 1) - first,
+                  num_units_,
+                  static_cast<char*>(output_.data_ptr()) + place * output_.element_size(),
+                  weight_.num_columns,
+                  is_float()};
+      bool is_last_of_many = number + 1 == end && end - begin > 1;
+      multiply_(block, panel, panel.weights + (is_last_of_many ? weight_.panel_bytes() : kFetchAhead));
+    }
+  }
+
+  bool is_float() const { return x_.scalar_type() == at::kFloat; }
+
+  const Tensor& x_;
+  const Weight& weight_;
+  Tensor output_;
+  Prepare prepare_row_;
+  Multiply multiply_;
+  int64_t num_units_, num_blocks_;
+};
+
+const float* floats(const OptionalTensor& values, int64_t num_columns) {
+  if (!values) return nullptr;
+  TORCH_CHECK(values->is_contiguous() && values->scalar_type() == at::kFloat && values->numel() == num_columns,
+              "scales, sums and bias must be float32, one a column");
+  return values->const_data_ptr<float>();
+}
+
+Tensor product(const Tensor& input, const Tensor& packed, int64_t num_columns, const OptionalTensor& scales,
+               const OptionalTensor& sums, const OptionalTensor& bias, Format format, bool portable) {
+  TORCH_CHECK(input.dim() == 2, "x must be a matrix");
+  Tensor x = input.contiguous();
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "x must be float32 or bfloat16");
+  int64_t per_unit = format == Format::w8a8 ? 4 : 2, unit_bytes = format == Format::w8a16 ? 2 : 4;
+  TORCH_CHECK(packed.dim() == 3 && packed.is_contiguous() && packed.scalar_type() == at::kByte &&
+                  packed.size(0) == (num_columns + kColumns - 1) / kColumns &&
+                  packed.size(1) == (x.size(1) + per_unit - 1) / per_unit && packed.size(2) == kColumns * unit_bytes,
+              "the weight was packed for another shape");
+  static const Kernels fast = fast_kernels(), plain = portable_kernels();
+  Weight weight{packed, num_columns, floats(scales, num_columns), floats(sums, num_columns), floats(bias, num_columns)};
+  return Product(x, weight, format, portable ? plain : fast).run();
+}
+
+Tensor linear_w8a8(const Tensor& x, const Tensor& packed, const Tensor& scales, const Tensor& sums,
+                   const OptionalTensor& bias, bool portable) {
+  return product(x, packed, scales.numel(), scales, sums, bias, Format::w8a8, portable);
+}
+
+Tensor linear_w8a16(const Tensor& x, const Tensor& packed, const Tensor& scales, const OptionalTensor& bias,
+                    bool portable) {
+  return product(x, packed, scales.numel(), scales, {}, bias, Format::w8a16, portable);
+}
+
+Tensor linear_bf16(const Tensor& x, const Tensor& packed, int64_t num_columns, const OptionalTensor& bias,
+                   bool portable) {
+  return product(x, packed, num_columns, {}, {}, bias, Format::bf16, portable);
+}
+
+bool has_fast_int8() { return fast_kernels().has_fast_int8; }
+bool has_fast_bfloat16() { return fast_kernels().has_fast_bfloat16; }
+
+}  // namespace
+
+// `portable`: the kernels in plain C++, which are else taken only where the processor lacks the instructions.
+TORCH_LIBRARY_FRAGMENT(tokenmill_cpu, m) {
+  m.def("linear_w8a8(Tensor x, Tensor packed, Tensor scales, Tensor sums, Tensor? bias, bool portable=False) -> Tensor");
+  m.def("linear_w8a16(Tensor x, Tensor packed, Tensor scales, Tensor? bias, bool portable=False) -> Tensor");
+  m.def("linear_bf16(Tensor x, Tensor packed, int num_columns, Tensor? bias, bool portable=False) -> Tensor");
+  m.def("has_fast_int8() -> bool", has_fast_int8);
+  m.def("has_fast_bfloat16() -> bool", has_fast_bfloat16);
+}
+
+TORCH_LIBRARY_IMPL(tokenmill_cpu, CPU, m) {
+  m.impl("linear_w8a8", linear_w8a8);
+  m.impl("linear_w8a16", linear_w8a16);
+  m.impl("linear_bf16", linear_bf16);
+}
+
+}  // namespace tokenmill_linear

@@ -1,0 +1,64 @@
+// Packed linears: what the operations (linear.cpp) and the kernels agree on.
+//
+// A weight [N, K] lies in panels of 32 columns (of the product), each one run of memory: for every unit of K, 32
+// columns of one unit each. A unit is 32 bits of activations: 2 bfloat16, or 4 uint8 (w8a8). Activations lie in blocks
+// of up to `max_rows` rows, unit by unit, so that a kernel reads both from one pointer each.
+#pragma once
+
+#include <cstdint>
+
+namespace tokenmill_linear {
+
+constexpr int64_t kColumns = 32;
+
+// y = row.scale * column.scale * (sum - row.zero_point * column.sum) + column.bias; w8a16 has no zero points, and
+// bfloat16 weights have neither those nor scales.
+struct RowScale {
+  float scale;
+  float zero_point;
+};
+
+// One panel of a weight. What its format lacks is null. `width`: how many of the 32 columns exist.
+struct Panel {
+  const uint8_t* weights;
+  const float* scales;
+  const float* sums;
+  const float* bias;
+  int64_t width;
+};
+
+// One block of activations; `output` points to its first row in the panel's first column.
+struct Block {
+  const uint32_t* units;
+  const RowScale* rows;
+  int64_t num_rows;
+  int64_t num_units;
+  void* output;
+  int64_t output_stride;  // elements
+  bool is_float;          // else bfloat16
+};
+
+// `low` <= 0 <= `high` are a row's bounds. A row that holds an infinity or a NaN becomes NaN as a whole.
+RowScale row_scale(float low, float high, bool is_finite);
+
+// The product of one block with one panel. `ahead`: weights to fetch meanwhile, for whoever comes next.
+using Multiply = void (*)(const Block&, const Panel&, const uint8_t* ahead);
+
+// Writes a row's units `stride` apart.
+using Prepare = RowScale (*)(const void* values, bool is_float, int64_t width, uint32_t* units, int64_t stride);
+
+struct Kernels {
+  int64_t max_rows;  // of a block
+  Prepare quantize;  // to uint8, four a unit
+  Prepare round;     // to bfloat16, two a unit
+  Multiply w8a8;
+  Multiply w8a16;
+  Multiply bf16;
+  bool has_fast_int8;
+  bool has_fast_bfloat16;
+};
+
+Kernels portable_kernels();
+Kernels fast_kernels();  // as far as the instruction set of this build has them; else the portable ones
+
+}  // namespace tokenmill_linear

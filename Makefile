@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,bulk,gateway,embedded,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types unit acceptance topology servers verify chaos bench bench-queue images-check clean
+.PHONY: help demo test lint types unit acceptance topology servers verify chaos bench bench-queue bench-offline bench-latency bench-online images-check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -47,6 +47,20 @@ bench: $(READY) ## the bare engine beside the same work through the queue
 
 bench-queue: $(READY) ## what the queue itself costs, with the echo model
 	$(BIN)/python -m benchmarks.queue
+
+bench-offline: $(READY) ## the engine alone on workload A, then few lengths beside static batches, then a shared prefix
+	$(BIN)/python -m benchmarks.offline throughput
+	$(BIN)/python -m benchmarks.offline heavy_tailed
+	$(BIN)/python -m benchmarks.offline shared_prefix
+
+bench-latency: $(READY) ## decode at 1 to 256 rows beside the machine's bounds, long contexts, start, memory
+	$(BIN)/python -m benchmarks.offline latency
+	$(BIN)/python -m benchmarks.offline long_context
+	$(BIN)/python -m benchmarks.offline start
+	$(BIN)/python -m benchmarks.offline memory
+
+bench-online: $(READY) ## Poisson arrivals through the queue: time to first token, time per token, percentiles
+	$(BIN)/python -m benchmarks.online
 
 images-check: $(READY) ## builds and runs both images without a Docker engine, checks compose.yaml (Debian, root)
 	tests/packaging/check_images.sh

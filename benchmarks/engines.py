@@ -102,11 +102,11 @@ def run_steps(engine: Engine, prompts: Sequence[TokenIds], lengths: Sequence[int
     cached = engine.statistics().num_cached_tokens
     started_s = time.perf_counter()
     while engine.has_work():
-        steps.append(_timed_step(engine))
+        steps.append(timed_step(engine))
     return Run(time.perf_counter() - started_s, steps, engine.statistics().num_cached_tokens - cached)
 
 
-def _timed_step(engine: Engine) -> Step:
+def timed_step(engine: Engine) -> Step:
     before = engine.statistics()
     started_s = time.perf_counter()
     engine.step()

@@ -207,6 +207,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         kv_cache_tokens=settings.kv_cache_tokens,
         enable_prefix_caching=settings.enable_prefix_caching,
         attention_backend=settings.attention_backend,
+        tier=settings.tier,
         trust_remote_code=settings.trust_remote_code,
         cache_dir=settings.cache_dir,
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from tokenmill.wire.keys import MAX_PARTITIONS
 from tokenmill.wire.store import DEFAULT_URL
@@ -54,6 +54,9 @@ class WorkerSettings(BaseSettings):
     attention_backend: Literal["auto", "cpu", "sdpa", "reference"] = Field(
         "auto", description="auto is cpu on a CPU with a C++ compiler, else sdpa; reference is for tests only"
     )
+    tier: Literal["auto", 0, 1] = Field(
+        "auto", description="0: transformers' modules as they are, 1: faster ones in their place; auto is 1 on a CPU"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
     cache_dir: str | None = Field(
         None, description="where converted GGUF files and the CPU library are kept; ~/.cache/tokenmill if unset"
@@ -70,6 +73,12 @@ class WorkerSettings(BaseSettings):
         120.0, gt=0, description="seconds without a step, with work at hand, after which the lease is given up"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="never shows prompts")
+
+    @field_validator("tier", mode="before")
+    @classmethod
+    def _number(cls, tier: object) -> object:
+        """The environment has no numbers."""
+        return int(tier) if isinstance(tier, str) and tier.isdecimal() else tier
 
     @classmethod
     def read(cls, config: Path | None, flags: Mapping[str, object]) -> Self:

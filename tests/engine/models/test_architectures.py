@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -34,9 +35,16 @@ def random_prompts(*lengths: int) -> list[list[int]]:
     return [draw.integers(3, VOCAB, length).tolist() for length in lengths]
 
 
-def engine_for(folder: Path, *, max_num_batched_tokens: int = 24, max_model_len: int | None = 256) -> Engine:
+def engine_for(
+    folder: Path,
+    *,
+    max_num_batched_tokens: int = 24,
+    max_model_len: int | None = 256,
+    tier: Literal["auto", 0, 1] = "auto",
+) -> Engine:
     config = EngineConfig(
         model=str(folder),
+        tier=tier,
         dtype="float32",
         max_num_seqs=4,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -52,14 +60,15 @@ def generated(folder: Path, prompts: Sequence[Sequence[int]]) -> list[list[int]]
     return [reference.generate(prompt, max_tokens=MAX_TOKENS, ignore_eos=True) for prompt in prompts]
 
 
+@pytest.mark.parametrize("tier", [0, 1])
 @pytest.mark.parametrize("architecture", sorted(PACKABLE))
 def test_batched_chunked_and_paged_tokens_are_those_of_generate(
-    architecture: str, tiny_checkpoint: Callable[[str], Path]
+    architecture: str, tier: Literal[0, 1], tiny_checkpoint: Callable[[str], Path]
 ) -> None:
     folder = tiny_checkpoint(architecture)
     prompts = random_prompts(1, 5, 40, 33, 17, 64)
     assert len(prompts[-1]) > WINDOW
-    engine = engine_for(folder)
+    engine = engine_for(folder, tier=tier)
     outputs = [output.token_ids for output in engine.generate(prompts, GREEDY)]
     engine.check_integrity()
     assert outputs == generated(folder, prompts)

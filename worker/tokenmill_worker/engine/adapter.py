@@ -6,7 +6,7 @@ Everything else a layer does is per token, and does not care whose tokens lie in
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from tokenmill_worker.engine.api import ModelError
 from tokenmill_worker.engine.attention import AttentionSpec, AttentionStep, Backend, KVPages, activate, attention
 from tokenmill_worker.engine.batch import PAGE_SIZE, PackedBatch
 from tokenmill_worker.engine.kv_pool import KVPool, LayerShape
+
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # (token ids [T], positions [T], keep [S]) -> logits [S, V]
 
 PACKED = "tokenmill"
 PROBE = "tokenmill_probe"
@@ -41,11 +43,22 @@ class Adapter:
         self.vocab_size: int = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         probe = _probe(model, self.vocab_size)
+        self.program: Forward | None = None  # takes the place of the model's own forward (tier 1)
         self.layers: list[LayerShape] = probe.shapes
         self.kv_dtype: torch.dtype = probe.dtype
         self.passes_window: bool = probe.has_window
         self._modules: list[tuple[nn.Module, int]] = probe.bindings
         self._pool: KVPool | None = None
+
+    @property
+    def attention_modules(self) -> list[nn.Module]:
+        """In the order in which they attend."""
+        return [module for module, _ in self._modules]
+
+    @property
+    def shapes(self) -> list[LayerShape]:
+        """What each of the attention modules stores, or shares."""
+        return [self.layers[layer] for _, layer in self._modules]
 
     def bind(self, pool: KVPool) -> None:
         """From now on the model's attention reads and writes this pool."""
@@ -62,8 +75,14 @@ class Adapter:
         self._prepare_pages(batch)
         step = AttentionStep.of(batch, slots)
         kept = torch.as_tensor(keep.astype(np.int64), device=self.device)
-        with activate(step, self.backend):
-            return self._forward(token_ids[None], positions[None], kept)
+        return self.run(token_ids, positions, kept, step, self.backend)
+
+    def run(self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: AttentionStep, backend: Backend) -> Tensor:
+        """The model over one step whose pages are ready: logits [len(keep), V]."""
+        with activate(step, backend):
+            if self.program is not None:
+                return self.program(token_ids, positions, keep)
+            return self._forward(token_ids[None], positions[None], keep)
 
     @torch.inference_mode()
     def plain_logits(self, token_ids: Sequence[int]) -> Tensor:

@@ -108,6 +108,8 @@ class EngineConfig:
     `max_model_len`: longest prompt plus completion, in tokens; None takes the model's own limit.
     `cache_dir`: where dequantized GGUF files and the CPU library are kept; None is ~/.cache/tokenmill.
     `attention_backend`: auto takes cpu (C++, built on first use) on a CPU, and sdpa where that is not to be had.
+    `tier`: 0 runs transformers' modules as they are, 1 puts faster ones in their place where they compute the same;
+    auto is 1 on a CPU.
     """
 
     model: str = "smollm2"
@@ -119,6 +121,7 @@ class EngineConfig:
     kv_cache_tokens: int | None = None
     enable_prefix_caching: bool = True
     attention_backend: Literal["auto", "cpu", "sdpa", "reference"] = "auto"
+    tier: Literal["auto", 0, 1] = "auto"
     trust_remote_code: bool = False
     cache_dir: str | None = None
 

@@ -36,25 +36,48 @@ class Piece(NamedTuple):
     end: int
 
 
-def check(adapter: Adapter, *, window: int | None, longest: int) -> None:
+class Truth(NamedTuple):
+    """What the model's logits are, and how far from that the packed ones may be."""
+
+    sequences: list[np.ndarray]
+    logits: list[Tensor]
+    dtype: torch.dtype
+    allowed: float
+    measure: Callable[[Sequence[Tensor], Sequence[Tensor]], float]
+
+    def check(self, adapter: Adapter) -> None:
+        """Raises ModelError when the packed logits differ. May be asked again, of the same model in another form."""
+        packed = _packed(adapter, self.sequences, self.dtype)
+        _compare(str(self.dtype), packed, self.logits, self.allowed, measure=self.measure)
+
+    def first_step(self, adapter: Adapter) -> PackedBatch:
+        """Two fresh prompts in one step, over a pool of its own that the adapter is bound to from now on."""
+        tables = _bind_pages(adapter, self.sequences, self.dtype)
+        return _batch(self.sequences, tables, [Piece(i, 0, len(own)) for i, own in enumerate(self.sequences)])
+
+
+def check(adapter: Adapter, *, window: int | None, longest: int) -> Truth:
     """Raises ModelError when packed and plain logits differ.
 
     `window` is the model's sliding window, if it has one; `longest` the longest sequence that it is exact for.
     """
-    sequences = _sequences(adapter.vocab_size, window, longest)
-    dtype = adapter.kv_dtype
+    truth = _truth(adapter, _sequences(adapter.vocab_size, window, longest))
+    truth.check(adapter)
+    return truth
+
+
+def _truth(adapter: Adapter, sequences: list[np.ndarray]) -> Truth:
+    """The plain forward's logits; of a model in half precision those in float32, checked there already."""
+    dtype, plain = adapter.kv_dtype, _plain(adapter, sequences)
     if dtype == torch.float32:
-        _compare("float32", _packed(adapter, sequences, dtype), _plain(adapter, sequences), TOLERANCE)
-    elif _fits_in_float32(adapter.model):
-        with _in_float32(adapter.model):
-            truth = _plain(adapter, sequences)
-            _compare("float32", _packed(adapter, sequences, torch.float32), truth, TOLERANCE)
-        noise = _difference(_plain(adapter, sequences), truth)
-        allowed = max(NOISE_FLOOR, NOISE_FACTOR * noise)
-        _compare(str(dtype), _packed(adapter, sequences, dtype), truth, allowed, measure=_difference)
-    else:
-        packed, plain = _packed(adapter, sequences, dtype), _plain(adapter, sequences)
-        _compare(str(dtype), packed, plain, COARSE_TOLERANCE, measure=_difference)
+        return Truth(sequences, plain, dtype, TOLERANCE, _largest_difference)
+    if not _fits_in_float32(adapter.model):
+        return Truth(sequences, plain, dtype, COARSE_TOLERANCE, _difference)
+    with _in_float32(adapter.model):
+        exact = Truth(sequences, _plain(adapter, sequences), torch.float32, TOLERANCE, _largest_difference)
+        exact.check(adapter)
+    allowed = max(NOISE_FLOOR, NOISE_FACTOR * _difference(plain, exact.logits))
+    return Truth(sequences, exact.logits, dtype, allowed, _difference)
 
 
 def _sequences(vocab_size: int, window: int | None, longest: int) -> list[np.ndarray]:
@@ -64,8 +87,9 @@ def _sequences(vocab_size: int, window: int | None, longest: int) -> list[np.nda
 
 
 def _steps(num_long: int, num_short: int) -> Iterator[list[Piece]]:
-    """Both in chunks, then chunk beside decode, then both decoding, then one left over."""
-    yield [Piece(0, 0, num_long // 2), Piece(1, 0, num_short - 4)]
+    """A first token all alone, then both in chunks, then chunk beside decode, both decoding, and one left over."""
+    yield [Piece(0, 0, 1)]
+    yield [Piece(0, 1, num_long // 2), Piece(1, 0, num_short - 4)]
     yield [Piece(1, num_short - 4, num_short - 3), Piece(0, num_long // 2, num_long - 4)]
     for done in (3, 2, 1):
         yield [Piece(0, num_long - done - 1, num_long - done), Piece(1, num_short - done, num_short - done + 1)]
@@ -74,9 +98,7 @@ def _steps(num_long: int, num_short: int) -> Iterator[list[Piece]]:
 
 def _packed(adapter: Adapter, sequences: Sequence[np.ndarray], dtype: torch.dtype) -> list[Tensor]:
     """Every position's logits, per sequence, through the pages."""
-    tables = _interleaved_pages([len(sequence) for sequence in sequences])
-    num_pages = sum(map(len, tables))
-    adapter.bind(KVPool(adapter.layers, num_pages=num_pages, dtype=dtype, device=adapter.device))
+    tables = _bind_pages(adapter, sequences, dtype)
     parts: list[list[Tensor]] = [[] for _ in sequences]
     for pieces in _steps(*map(len, sequences)):
         batch = _batch(sequences, tables, pieces)
@@ -85,6 +107,14 @@ def _packed(adapter: Adapter, sequences: Sequence[np.ndarray], dtype: torch.dtyp
         for piece, row in zip(pieces, rows, strict=True):
             parts[piece.sequence].append(row)
     return [torch.cat(rows).float() for rows in parts]
+
+
+def _bind_pages(adapter: Adapter, sequences: Sequence[np.ndarray], dtype: torch.dtype) -> list[np.ndarray]:
+    """Page tables for all of them, in a pool that is large enough and bound to the adapter."""
+    tables = _interleaved_pages([len(sequence) for sequence in sequences])
+    num_pages = sum(map(len, tables))
+    adapter.bind(KVPool(adapter.layers, num_pages=num_pages, dtype=dtype, device=adapter.device))
+    return tables
 
 
 def _interleaved_pages(lengths: Sequence[int]) -> list[np.ndarray]:
@@ -147,7 +177,7 @@ def _compare(
     truth: Sequence[Tensor],
     allowed: float,
     *,
-    measure: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = _largest_difference,
+    measure: Callable[[Sequence[Tensor], Sequence[Tensor]], float],
 ) -> None:
     difference = measure(ours, truth)
     if difference <= allowed:  # also refuses NaN

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import (
@@ -19,13 +19,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from tokenmill_worker.engine import checkpoint, guard, length_limit, sizing
+from tokenmill_worker.engine import checkpoint, guard, length_limit, sizing, surgery
 from tokenmill_worker.engine.adapter import Adapter
 from tokenmill_worker.engine.api import EngineConfig, ModelError
 from tokenmill_worker.engine.attention import backend_named
 from tokenmill_worker.engine.batch import Loaded, Tokenizer
 from tokenmill_worker.engine.model_runner import ModelRunner
 from tokenmill_worker.engine.tokenizer import HFTokenizer, NoTokenizer
+
+_logger = logging.getLogger(__name__)
 
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -37,17 +39,17 @@ def load(config: EngineConfig) -> Loaded:
     """Raises ModelError, with what to do about it, for a model that is not there or cannot run packed."""
     with quiet_transformers():
         folder = checkpoint.locate(config.model, cache_dir=cache_dir(config))
-        model = _load_model(folder, config)
         hf_tokenizer = _load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
-        adapter = _packed(model, config)
+        ready = _operated(folder, config, hf_tokenizer)
+    adapter = ready.adapter
     max_model_len = length_limit.max_model_len(_limit(adapter), requested=config.max_model_len)
     runner = ModelRunner(
         adapter,
         num_pages=sizing.num_pages(adapter, config, max_model_len=max_model_len),
         max_model_len=max_model_len,
-        fingerprint=fingerprint(model, hf_tokenizer),
+        fingerprint=ready.fingerprint,
     )
-    generation = model.generation_config
+    generation = adapter.model.generation_config
     tokenizer = _tokenizer(hf_tokenizer, _eos_token_ids(generation, hf_tokenizer), adapter.vocab_size)
     return Loaded(runner, tokenizer, _default_params(generation))
 
@@ -147,7 +149,41 @@ def _default_params(generation: GenerationConfig | None) -> dict[str, float | in
     return {name: value for name, value in stated.items() if value is not None}
 
 
-def _packed(model: PreTrainedModel, config: EngineConfig) -> Adapter:
+class Ready(NamedTuple):
+    """A model that may serve. Its fingerprint is that of the checkpoint, whatever became of the weights' layout."""
+
+    adapter: Adapter
+    fingerprint: str
+
+
+def _operated(folder: Path, config: EngineConfig, tokenizer: PreTrainedTokenizerBase | None) -> Ready:
+    """The packed model in its tier; as transformers made it where the operation fails."""
+    packed = _packed(_load_model(folder, config), config)
+    ready = Ready(packed.adapter, fingerprint(packed.adapter.model, tokenizer))
+    if _tier(config, ready.adapter) == 0:
+        return ready
+    try:
+        report = surgery.operate(ready.adapter, packed.truth.first_step(ready.adapter))
+        packed.truth.check(ready.adapter)
+    except (ModelError, *MODEL_FAULTS) as error:
+        _logger.warning("Tier 1 does not work for this model, so it runs as it is: %s", _first_line(error))
+        return ready._replace(adapter=_packed(_load_model(folder, config), config).adapter)
+    _logger.info("Tier 1: %s", report)
+    return ready
+
+
+def _tier(config: EngineConfig, adapter: Adapter) -> int:
+    if config.tier == "auto":
+        return 1 if adapter.device.type == "cpu" else 0
+    return config.tier
+
+
+class Packed(NamedTuple):
+    adapter: Adapter
+    truth: guard.Truth
+
+
+def _packed(model: PreTrainedModel, config: EngineConfig) -> Packed:
     """The model in packed mode, past the load guard; mixtures of experts in the fastest form that works here."""
     try:
         return _guarded(model, config)
@@ -161,12 +197,12 @@ def _packed(model: PreTrainedModel, config: EngineConfig) -> Adapter:
         raise ModelError(f"{config.model} fails in packed mode: {_first_line(error)}") from error
 
 
-def _guarded(model: PreTrainedModel, config: EngineConfig) -> Adapter:
+def _guarded(model: PreTrainedModel, config: EngineConfig) -> Packed:
     backend = backend_named(config.attention_backend, device=model.device.type, cache_dir=cache_dir(config))
     adapter = Adapter(model, backend)
     longest = length_limit.max_model_len(_limit(adapter), requested=None)
-    guard.check(adapter, window=length_limit.narrowest_window(adapter.config), longest=longest)
-    return adapter
+    truth = guard.check(adapter, window=length_limit.narrowest_window(adapter.config), longest=longest)
+    return Packed(adapter, truth)
 
 
 def _limit(adapter: Adapter) -> length_limit.LengthLimit | None:

@@ -3,6 +3,16 @@
 from tokenmill_worker.engine.attention.backend import AttentionSpec, Backend, KVPages
 from tokenmill_worker.engine.attention.choice import backend_named
 from tokenmill_worker.engine.attention.op import activate, attention
+from tokenmill_worker.engine.attention.rope import rope_attention
 from tokenmill_worker.engine.attention.step import AttentionStep
 
-__all__ = ["AttentionSpec", "AttentionStep", "Backend", "KVPages", "activate", "attention", "backend_named"]
+__all__ = [
+    "AttentionSpec",
+    "AttentionStep",
+    "Backend",
+    "KVPages",
+    "activate",
+    "attention",
+    "backend_named",
+    "rope_attention",
+]

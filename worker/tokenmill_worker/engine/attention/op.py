@@ -33,6 +33,11 @@ def activate(step: AttentionStep, backend: Backend) -> Iterator[None]:
         _active.reset(token)
 
 
+def active() -> tuple[AttentionStep, Backend]:
+    """The step under way and what computes its attention."""
+    return _active.get()
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, pages: KVPages, spec: AttentionSpec) -> Tensor:
     """query [T, H, Dk], key [T, kv_heads, Dk], value [T, kv_heads, Dv] -> [T, H, Dv]; writes the step's slots."""
     result: Tensor = torch.ops.tokenmill.attention(query, key, value, pages.keys, pages.values, *spec)

@@ -27,6 +27,23 @@ class CpuBackend:
         result: Tensor = torch.ops.tokenmill_cpu.attention(query, key, value, *pages, *indices(step), *spec)
         return result
 
+    def rope_attend(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        pages: KVPages,
+        step: AttentionStep,
+        spec: AttentionSpec,
+        num_heads: int,
+    ) -> Tensor | None:
+        if not knows(pages) or pages.keys.shape[3] != pages.values.shape[3]:
+            return None
+        result: Tensor = torch.ops.tokenmill_cpu.rope_attention(
+            qkv, cos, sin, *pages, *indices(step), num_heads, pages.keys.shape[1], *spec
+        )
+        return result
+
 
 def knows(pages: KVPages) -> bool:
     """Decided by the pages alone, so that a layer never changes the order in which it keeps them."""

@@ -16,12 +16,13 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from tokenmill_worker.engine import checkpoint, loading
 from tokenmill_worker.engine.adapter import Adapter
 from tokenmill_worker.engine.api import EngineConfig, EngineRequest, SamplingParams
 from tokenmill_worker.engine.attention import backend_named
-from tokenmill_worker.engine.batch import PackedBatch, Sampled
+from tokenmill_worker.engine.batch import Draws, PackedBatch
 from tokenmill_worker.engine.engine import Engine
 from tokenmill_worker.engine.model_runner import ModelRunner
 from tokenmill_worker.engine.tokenizer import HFTokenizer
@@ -47,15 +48,15 @@ class NullRunner:
 
     def __init__(self, token_ids: Sequence[int], *, vocab_size: int, num_pages: int) -> None:
         self.vocab_size, self.num_pages = vocab_size, num_pages
-        self._drawn = [Sampled(token_id) for token_id in token_ids]
+        self._token_ids = np.array(token_ids, dtype=np.int64)
         self._num_runs = 0
         self.last: PackedBatch | None = None
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
+    def run(self, batch: PackedBatch) -> Draws:
         self._num_runs += 1
         self.last = batch
         start = self._num_runs % 500
-        return self._drawn[start : start + 7 * len(batch.samples) : 7]
+        return Draws(self._token_ids[start : start + 7 * len(batch.samples) : 7])
 
 
 def smollm2_tokenizer() -> HFTokenizer:

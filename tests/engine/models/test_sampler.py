@@ -91,8 +91,8 @@ def test_a_tiny_temperature_is_greedy() -> None:
 def test_a_row_draws_the_same_in_any_company() -> None:
     logits = torch.randn(6, 1000, generator=torch.Generator().manual_seed(1))
     rows = [row(SamplingParams(temperature=1.3, logprobs=2), seed=index) for index in range(5)] + [row(GREEDY)]
-    together = sample(logits, rows)
-    backwards = sample(logits.flip(0), rows[::-1])[::-1]
+    together = list(sample(logits, rows))
+    backwards = list(sample(logits.flip(0), rows[::-1]))[::-1]
     alone = [sample(logits[index : index + 1], [own])[0] for index, own in enumerate(rows)]
     assert together == backwards == alone
 
@@ -108,6 +108,20 @@ def test_a_row_of_bad_logits_fails_alone(poison: float) -> None:
     assert got[1].error is not None
     assert got[1].error.code == "non_finite_logits"
     assert [got[0], got[2]] == [expected[0], expected[2]]
+
+
+def test_a_row_of_bad_logits_is_noticed_in_every_dtype_and_kind_of_row() -> None:
+    rows = [row(GREEDY), row(SamplingParams(), seed=1), row(SamplingParams(logprobs=1)), row(GREEDY)]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        logits = torch.randn(4, 70, generator=torch.Generator().manual_seed(3)).to(dtype)
+        expected = list(sample(logits, rows))
+        assert expected[0].token_id == int(logits[0].float().argmax())
+        for bad in range(4):
+            poisoned = logits.clone()
+            poisoned[bad, 69] = torch.nan
+            got = list(sample(poisoned, rows))
+            assert got[bad].error is not None
+            assert got[:bad] + got[bad + 1 :] == expected[:bad] + expected[bad + 1 :]
 
 
 def test_a_token_of_probability_zero_is_no_fault() -> None:
@@ -152,4 +166,4 @@ def test_logprobs_are_those_of_the_raw_distribution() -> None:
 
 
 def test_no_rows_draw_nothing() -> None:
-    assert sample(torch.empty(0, 10), []) == []
+    assert len(sample(torch.empty(0, 10), [])) == 0

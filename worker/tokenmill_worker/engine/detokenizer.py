@@ -23,6 +23,10 @@ _MAX_HELD_TOKENS = 8
 class Decoder(Protocol):
     """The first stage."""
 
+    def whole(self, token_id: int) -> str | None:
+        """The token's text where `feed` would give just that and remember nothing; otherwise None. Changes nothing."""
+        ...
+
     def feed(self, token_id: int) -> list[str]:
         """The texts of the tokens that are final now, oldest first."""
         ...
@@ -51,12 +55,13 @@ class PieceDecoder:
         self._data = b""  # of the tokens held
         self._is_plain = not self._is_at_start  # nothing came before that the next token's text depends on
 
+    def whole(self, token_id: int) -> str | None:
+        piece = self._piece(token_id)
+        return piece if self._is_plain and type(piece) is str else None
+
     def feed(self, token_id: int) -> list[str]:
-        try:
-            piece = self._table[token_id]
-        except IndexError:  # a model may have more tokens than its tokenizer knows
-            piece = ""
-        if self._is_plain and type(piece) is str:
+        piece = self._piece(token_id)
+        if self._is_plain and isinstance(piece, str):
             return [piece]
         self._is_plain = False
         self._num_held += 1
@@ -67,6 +72,12 @@ class PieceDecoder:
 
     def flush(self) -> list[str]:
         return self._give_out(self._rest()) if self._num_held else []
+
+    def _piece(self, token_id: int) -> Piece:
+        try:
+            return self._table[token_id]
+        except IndexError:  # a model may have more tokens than its tokenizer knows
+            return ""
 
     def _join(self, piece: Piece) -> str | None:
         """The text of everything held, this piece included; None while it ends inside a character."""
@@ -130,6 +141,10 @@ class WindowDecoder:
         self._context_len = 0  # characters of their text
         self._held: list[int] = []
 
+    def whole(self, token_id: int) -> str | None:
+        del token_id  # what it adds depends on what came before
+        return None
+
     def feed(self, token_id: int) -> list[str]:
         self._held.append(token_id)
         text = self._decode(self._context + self._held)[self._context_len :]
@@ -168,11 +183,16 @@ class StopChecker:
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = stop
+        self._first_characters = frozenset(one[0] for one in stop)
         self._beginnings = frozenset(one[:length] for one in stop for length in range(1, len(one)))
         self._longest = max(map(len, self._beginnings), default=0)
         self._shortest = min(map(len, stop))
         self._held: list[str] = []
         self.is_stopped = False
+
+    def passes(self, text: str) -> bool:
+        """Is it final at once, and nothing to remember? Says no where only a closer look would tell."""
+        return not self._held and self._first_characters.isdisjoint(text)
 
     def feed(self, texts: list[str]) -> list[str]:
         """The texts that are final now. Once stopped: all of them, cut before the stop string."""
@@ -232,6 +252,13 @@ class Detokenizer:
     def is_stopped(self) -> bool:
         """A stop string was found: the text is complete, feed no more."""
         return self._checker is not None and self._checker.is_stopped
+
+    def whole(self, token_id: int) -> str | None:
+        """The token's text where `feed` would give just that and remember nothing; otherwise None. Changes nothing."""
+        text = self._decoder.whole(token_id)
+        if text is None or self._checker is None:
+            return text
+        return text if not self._num_exempt and self._checker.passes(text) else None
 
     def feed(self, token_id: int) -> list[str]:
         """The texts of the tokens that became final with this one, oldest first."""

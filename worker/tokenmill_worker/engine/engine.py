@@ -241,6 +241,9 @@ class Engine:
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: Logprobs | None) -> None:
         choice = self._requests[sequence.request_id].choices[sequence.index]
+        if logprobs is None and (event := choice.transcript.say(token_id)) is not None:
+            self._events.append(event)
+            return
         choice.transcript.add(token_id, logprobs)
         if choice.is_finished:
             self._scheduler.finish(sequence)

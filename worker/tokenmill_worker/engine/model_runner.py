@@ -1,9 +1,7 @@
 """Runs packed batches on a real model: one forward, one draw per sampled row. Knows no scheduler and no request."""
 
-import numpy as np
-
 from tokenmill_worker.engine.adapter import Adapter
-from tokenmill_worker.engine.batch import PackedBatch, Sampled
+from tokenmill_worker.engine.batch import Draws, PackedBatch, Samples
 from tokenmill_worker.engine.kv_pool import KVPool
 from tokenmill_worker.engine.sampler import sample
 
@@ -20,7 +18,7 @@ class ModelRunner:
         self._adapter = adapter
         adapter.bind(KVPool(adapter.layers, num_pages=num_pages, dtype=adapter.kv_dtype, device=adapter.device))
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
-        rows = np.array([sample_row.row for sample_row in batch.samples], dtype=np.int64)
-        last_tokens = batch.row_starts[rows + 1] - 1
-        return sample(self._adapter.logits(batch, last_tokens), batch.samples)
+    def run(self, batch: PackedBatch) -> Draws:
+        samples = Samples.of(batch.samples)
+        last_tokens = batch.row_starts[samples.rows + 1] - 1
+        return sample(self._adapter.logits(batch, last_tokens), samples)

@@ -71,6 +71,21 @@ class Transcript:
         elif self.num_tokens >= self._max_tokens:
             self.finish("length")
 
+    def say(self, token_id: int) -> TokenEvent | None:
+        """`add` and `take_event` at once, for a token that is told by itself and ends nothing, as nearly all do.
+
+        None: it is not such a token, and nothing was done.
+        """
+        if self._token_ids or token_id in self._stop_token_ids or self.num_tokens + 1 >= self._max_tokens:
+            return None
+        text = self._detokenizer.whole(token_id)
+        if text is None:
+            return None
+        self.num_tokens += 1
+        offset = self._num_told
+        self._num_told = offset + 1
+        return TokenEvent(self.request_id, self.index, offset, (token_id,), (text,))
+
     def finish(self, reason: FinishReason) -> None:
         """No token follows. What was held back becomes final, the stop token has no text."""
         self.finish_reason = reason

@@ -18,6 +18,8 @@ _SHIFTS = tuple(map(np.uint64, (30, 27, 31)))
 _MULS = tuple(map(np.uint64, (_MUL_1, _MUL_2)))
 _ULP = 2.0**-53  # a double holds 53 bits exactly, so the top 53 of a word are a uniform in [0, 1)
 
+Words = NDArray[np.uint64]
+
 
 def mix64(word: int) -> int:
     """A bijection of 64-bit words in which every input bit flips half of the output bits."""
@@ -41,9 +43,9 @@ def uniform(seed: int, position: int) -> float:
     return (mix64((mix64(seed & _MASK) + (position + 1) * _GAMMA) & _MASK) >> 11) * _ULP
 
 
-def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
+def uniforms(seeds: Sequence[int] | Words, positions: Sequence[int] | NDArray[np.int32]) -> NDArray[np.float64]:
     """`uniform` of each pair, bit for bit; [S] float64."""
-    words = mix64s(np.array([seed & _MASK for seed in seeds], dtype=np.uint64))
+    words = mix64s(seeds if isinstance(seeds, np.ndarray) else np.array([seed & _MASK for seed in seeds], np.uint64))
     words += (np.asarray(positions, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
     return (mix64s(words) >> np.uint64(11)).astype(np.float64) * _ULP
 

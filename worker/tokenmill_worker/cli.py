@@ -208,6 +208,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         enable_prefix_caching=settings.enable_prefix_caching,
         attention_backend=settings.attention_backend,
         tier=settings.tier,
+        num_threads=settings.num_threads,
         trust_remote_code=settings.trust_remote_code,
         cache_dir=settings.cache_dir,
     )

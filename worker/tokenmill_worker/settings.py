@@ -57,6 +57,9 @@ class WorkerSettings(BaseSettings):
     tier: Literal["auto", 0, 1] = Field(
         "auto", description="0: transformers' modules as they are, 1: faster ones in their place; auto is 1 on a CPU"
     )
+    num_threads: int | None = Field(
+        None, ge=1, description="threads of the model's operations on a CPU; one for each usable core if unset"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
     cache_dir: str | None = Field(
         None, description="where converted GGUF files and the CPU library are kept; ~/.cache/tokenmill if unset"

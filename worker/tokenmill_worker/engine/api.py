@@ -106,6 +106,7 @@ class EngineConfig:
     `max_num_seqs`: rows in flight. `max_num_batched_tokens`: tokens in one packed row, prefill chunks included.
     `kv_cache_tokens`: size of the paged KV pool in tokens; None sizes it from free memory.
     `max_model_len`: longest prompt plus completion, in tokens; None takes the model's own limit.
+    `num_threads`: threads of the model's operations on a CPU; None takes the physical cores the process may use.
     `cache_dir`: where dequantized GGUF files and the CPU library are kept; None is ~/.cache/tokenmill.
     `attention_backend`: auto takes cpu (C++, built on first use) on a CPU, and sdpa where that is not to be had.
     `tier`: 0 runs transformers' modules as they are, 1 puts faster ones in their place where they compute the same;
@@ -122,11 +123,12 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     attention_backend: Literal["auto", "cpu", "sdpa", "reference"] = "auto"
     tier: Literal["auto", 0, 1] = "auto"
+    num_threads: int | None = None
     trust_remote_code: bool = False
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_tokens"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_tokens", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EngineError(f"{name} must be at least 1, got {value}")

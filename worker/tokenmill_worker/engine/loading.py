@@ -25,6 +25,7 @@ from tokenmill_worker.engine.api import EngineConfig, ModelError
 from tokenmill_worker.engine.attention import backend_named
 from tokenmill_worker.engine.batch import Loaded, Tokenizer
 from tokenmill_worker.engine.model_runner import ModelRunner
+from tokenmill_worker.engine.threads import usable_cores
 from tokenmill_worker.engine.tokenizer import HFTokenizer, NoTokenizer
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ MODEL_FAULTS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, Attri
 
 def load(config: EngineConfig) -> Loaded:
     """Raises ModelError, with what to do about it, for a model that is not there or cannot run packed."""
+    torch.set_num_threads(config.num_threads or min(torch.get_num_threads(), usable_cores()))
     with quiet_transformers():
         folder = checkpoint.locate(config.model, cache_dir=cache_dir(config))
         hf_tokenizer = _load_tokenizer(folder, trust_remote_code=config.trust_remote_code)

@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.chaos.campaign import FULL, SHORT, Outcome, run_campaign
+from tests.chaos.campaign import FULL, PARTED, SHORT, Outcome, Scale, run_campaign
 from tests.chaos.sweep import all_cases, count_calls, sweep
 from tests.support.checker import RULES, Violation, check
 from tests.support.history import History
@@ -21,6 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     parser.add_argument("--short", action="store_true", help="the campaign that the test suite runs")
+    parser.add_argument("--parted", action="store_true", help="the campaign over several partitions alone")
     parser.add_argument("--sweep", action="store_true", help="the lost-reply sweep alone")
     parser.add_argument("--history", type=Path, help="check a history that was kept, run nothing")
     options = parser.parse_args()
@@ -28,12 +29,17 @@ def main() -> int:
         return report(History.load(options.history))
     if options.sweep:
         return sweep_all()
+    if options.short or options.parted:
+        return run(options.seed, SHORT if options.short else PARTED)
+    return run(options.seed, FULL) | run(options.seed, PARTED) | sweep_all()
+
+
+def run(seed: int, scale: Scale) -> int:
     started_s = time.monotonic()
-    outcome = run_campaign(options.seed, SHORT if options.short else FULL, say)
-    say(f"\nseed {options.seed}, {time.monotonic() - started_s:.0f} s")
+    outcome = run_campaign(seed, scale, say)
+    say(f"\nseed {seed}, {scale.partitions} partitions, {time.monotonic() - started_s:.0f} s")
     show_counts(outcome)
-    is_broken = report(outcome.history)
-    return is_broken if options.short else is_broken | sweep_all()
+    return report(outcome.history)
 
 
 def sweep_all() -> int:

@@ -8,18 +8,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import redis
-from tokenmill.wire.keys import Keys
 from tokenmill.wire.store import connect
 
 from tests.chaos.people import Listener, Producer, Watcher
 from tests.chaos.workload import Wish, Workload
 from tests.support.history import Effort, Event, History
 from tests.support.ledger import Ledger
+from tests.support.places import Places
 from tests.support.processes import Fleet, WorkerProcess
 from tests.support.proxy import Proxy
 from tests.support.recorder import expect, record
@@ -43,6 +43,7 @@ class Scale:
     num_flushes: int = 3
     num_lost_groups: int = 1
     num_workers: int = 3
+    partitions: int = 1
     max_open: int = 160
     num_rows: int = 16
     step_ms: int = 15
@@ -67,6 +68,20 @@ SHORT = Scale(
     step_ms=8,
     pause_s=(0.2, 0.6),
     patience_s=60.0,
+)
+PARTED = Scale(  # after FULL, by `make chaos`: the same faults where each worker has a lease in three partitions
+    num_requests=800,
+    num_kills=10,
+    num_zombies=3,
+    num_restarts=1,
+    num_reaper_kills=2,
+    num_terms=2,
+    num_cuts=2,
+    num_flushes=1,
+    partitions=3,
+)
+SHORT_PARTED = replace(
+    SHORT, num_requests=60, num_kills=1, num_zombies=0, num_flushes=0, num_workers=2, max_open=30, partitions=3
 )
 
 
@@ -98,6 +113,8 @@ def _fleet(folder: Path, proxy: Proxy, scale: Scale) -> Fleet:
         proxy.url,
         "--max-num-seqs",
         str(scale.num_rows),
+        "--partitions",
+        str(scale.partitions),
     )
     return Fleet(
         folder,
@@ -127,11 +144,11 @@ class Campaign:
         self._server, self._ledger, self._proxy, self._fleet, self._say = server, ledger, proxy, fleet, say
         self._random = random.Random(seed)
         self._workload = Workload(seed)
-        self._keys = Keys()
+        self._places = Places(partitions=scale.partitions)
         self._started_s = time.monotonic()
-        self._producer = Producer(self.history, self._keys, server.url, proxy.url)
-        self._watcher = Watcher(self._keys, proxy.url, "watcher")
-        self._listeners = [Listener(self._keys, proxy.url, f"listener-{n}", seed + n) for n in range(4)]
+        self._producer = Producer(self.history, self._places, server.url, proxy.url)
+        self._watcher = Watcher(self._places, proxy.url, "watcher")
+        self._listeners = [Listener(self._places, proxy.url, f"listener-{n}", seed + n) for n in range(4)]
         self._to_cancel: list[tuple[float, str]] = []
         self._is_hunting = threading.Event()
         self._marked: set[str] = set()
@@ -142,7 +159,8 @@ class Campaign:
     def run(self) -> None:
         for person in (self._watcher, *self._listeners):
             person.start()
-        self._until(lambda: len(self._ledger.workers) >= self._scale.num_workers, self._scale.patience_s)
+        num_leases = self._scale.num_workers * self._scale.partitions
+        self._until(lambda: len(self._ledger.workers) >= num_leases, self._scale.patience_s)
         faults = self._draw_faults()
         for number, fault in enumerate(faults, 1):
             self._ask(self._scale.num_requests * number // len(faults) - len(self.history.accepted))
@@ -284,7 +302,7 @@ class Campaign:
         self._note("flush")
 
     def _lost_group(self) -> None:
-        destroy_groups(self._server.url, self._keys)
+        destroy_groups(self._server.url, self._random.choice(self._places.all))
         self._note("lost group")
 
     # The end
@@ -306,21 +324,28 @@ class Campaign:
             listener.finish()
 
     def _only_the_living(self, client: redis.Redis) -> bool:
-        known: Any = client.zrange(self._keys.workers, 0, -1)
-        pids = sorted(int(name.decode().rsplit("-", 2)[1]) for name in known)
-        return pids == sorted(worker.pid for worker in self._fleet.running()) and not client.zcard(
-            self._keys.dead_workers
+        """In each partition."""
+        living = sorted(worker.pid for worker in self._fleet.running())
+        known: Any = [client.zrange(keys.workers, 0, -1) for keys in self._places.all]
+        pids = [sorted(map(_pid, names)) for names in known]
+        return all(some == living for some in pids) and not any(
+            client.zcard(keys.dead_workers) for keys in self._places.all
         )
+
+    def _num_losses(self) -> int:
+        """A process that ends loses what runs once, however many leases it had; a lease lost alone loses no more."""
+        leases = Counter(map(_pid, (name.encode() for name in self._ledger.workers)))
+        return sum(1 + max(0, count - self._scale.partitions) for count in leases.values())
 
     def _record(self) -> None:
         with connect(self._server.url) as client:
-            record(self.history, client, self._keys, self._ledger)
+            record(self.history, client, self._places, self._ledger)
         expect(self.history, list(self.history.accepted.values()))
         self.history.readings = self._watcher.readings()
         self.history.answers = [answer for listener in self._listeners for answer in listener.answers]
         self.history.effort = Effort(
             num_computed=self._fleet.num_drawn,
-            num_losses=len(self._ledger.workers),
+            num_losses=self._num_losses(),
             num_rows=self._scale.num_rows,
             window=round(2 * FLUSH_S * 1000 / self._scale.step_ms) + 1 + NUM_HELD,
             num_aside=sum(self._lost_between_checkpoints()),
@@ -349,3 +374,8 @@ class Campaign:
         counts["cancel requests"] = len(self.history.cancelled)
         counts["takeovers"] = sum(tenure.fence > 1 for tenure in self.history.tenures)
         return counts
+
+
+def _pid(worker: bytes) -> int:
+    """Out of a worker's name."""
+    return int(worker.decode().rsplit("-", 2)[1])

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from tokenmill import Client
 from tokenmill.wire.errors import RequestFailedError, UnavailableError
-from tokenmill.wire.keys import PRIORITY_LANES, Keys, Lane
+from tokenmill.wire.keys import PRIORITY_LANES, Lane
 from tokenmill.wire.messages import Completion, Request
 from tokenmill.wire.store import Store, Submission, Transitions, connect
 
 from tests.chaos.workload import Wish
 from tests.support.history import Accepted, Answer, History, Reading, Told
+from tests.support.places import Places
 from tests.support.recorder import raw_request, told
 
 PATIENCE_S = 60.0
@@ -39,14 +40,13 @@ def persistently(action: Callable[[], T]) -> T:
 class Producer:
     """Sends wishes and writes down which were accepted. `lossy_url` is used wherever sending twice is harmless."""
 
-    def __init__(self, history: History, keys: Keys, url: str, lossy_url: str) -> None:
+    def __init__(self, history: History, places: Places, url: str, lossy_url: str) -> None:
         self._history = history
-        self._keys = keys
+        self._places = places
         self._started_s = time.monotonic()
         self._lossy = connect(lossy_url, retries=0)
         self._direct = connect(url)
-        self._client = Client(lossy_url, queue=keys.queue)
-        self._transitions = Transitions(keys)
+        self._client = Client(lossy_url, places.queue, len(places.all))
 
     def close(self) -> None:
         for connection in (self._lossy, self._direct, self._client):
@@ -60,7 +60,7 @@ class Producer:
         if wish.way == "delayed":
             request = Request.build(**wish.fields)
             new = Submission.of(wish.request_id, request, PRIORITY_LANES[request.priority])
-            call = self._transitions.submit([replace(new, not_before_ms=wish.delay_ms)])
+            call = Transitions(self._places.of(wish.request_id)).submit([replace(new, not_before_ms=wish.delay_ms)])
             persistently(lambda: Store(self._lossy).run(call))
             return self._accept(wish.request_id, request.encode().decode(), wish)
         return self._send_raw(wish)
@@ -69,7 +69,8 @@ class Producer:
         """Without an id, sending twice would be two requests: that goes the safe way."""
         connection = self._direct if wish.way == "raw without id" else self._lossy
         lane, fields = Lane.NORMAL, {name.encode(): value for name, value in wish.entry.items()}
-        entry_id: Any = persistently(lambda: connection.xadd(self._keys.lane(lane), wish.entry))  # type: ignore[arg-type]  # bytes are values too
+        keys = self._places.all[-1] if wish.way == "raw without id" else self._places.of(wish.request_id)
+        entry_id: Any = persistently(lambda: connection.xadd(keys.lane(lane), wish.entry))  # type: ignore[arg-type]  # bytes are values too
         request_id, body, fault = raw_request(lane, entry_id.decode(), fields)
         if fault:
             self._history.guilty.add(request_id)
@@ -82,7 +83,7 @@ class Producer:
 
     def cancel(self, request_id: str) -> None:
         self._history.cancelled.add(request_id)
-        persistently(self._client.job(request_id).cancel)
+        persistently(self._client.job(request_id, partition=self._places.of(request_id).partition).cancel)
 
 
 class Person(threading.Thread, ABC):
@@ -111,9 +112,9 @@ class Person(threading.Thread, ABC):
 class Watcher(Person):
     """Reads all open results together over a lossy connection, and goes on where it stopped when that breaks."""
 
-    def __init__(self, keys: Keys, url: str, name: str) -> None:
+    def __init__(self, places: Places, url: str, name: str) -> None:
         super().__init__(name)
-        self._keys = keys
+        self._places = places
         self._connection = connect(url, block_s=0.2, retries=0)
         self._lock = threading.Lock()
         self._open: dict[str, str] = {}  # id -> last entry read
@@ -138,7 +139,9 @@ class Watcher(Person):
     def work(self) -> None:
         while not self.is_over.is_set():
             with self._lock:
-                after = {self._keys.result(request_id): last for request_id, last in self._open.items()}
+                after = {
+                    self._places.of(request_id).result(request_id): last for request_id, last in self._open.items()
+                }
             try:
                 streams: Any = self._connection.xread(after, count=500, block=200) if after else []  # type: ignore[arg-type]  # invariant dicts
             except RedisError:
@@ -161,9 +164,9 @@ class Watcher(Person):
 class Listener(Person):
     """A caller of `Client.stream` and `result`, one request after the other."""
 
-    def __init__(self, keys: Keys, url: str, name: str, seed: int) -> None:
+    def __init__(self, places: Places, url: str, name: str, seed: int) -> None:
         super().__init__(name)
-        self._client = Client(url, queue=keys.queue)
+        self._client = Client(url, places.queue, len(places.all))
         self._random = random.Random(seed)
         self._to_hear: list[str] = []
         self.answers: list[Answer] = []

@@ -30,6 +30,7 @@ from tests.support.checker import Violation, check
 from tests.support.faults import FailOnce, Moment, Plan, failing_connect
 from tests.support.history import Accepted, Answer, Effort, History
 from tests.support.ledger import Ledger
+from tests.support.places import Places
 from tests.support.recorder import expect, record
 from tests.support.tally import Tally, load_counting
 from tests.support.waiting import wait_until
@@ -222,7 +223,7 @@ def _answer(asking: Client) -> Answer:
 
 def _record(stage: Stage, history: History) -> None:
     with connect(stage.url) as server:
-        record(history, server, Keys(stage.queue), stage.ledger)
+        record(history, server, Places(stage.queue), stage.ledger)
     expect(history, history.accepted.values())
     history.effort = Effort(
         num_computed=stage.tally.count,

@@ -17,20 +17,25 @@ from tokenmill_worker.queue.requests import RequestBuilder, ServedModel
 
 from tests.support.history import Accepted, DeadLetter, Expected, History, JobRecord, Reading, Rest, Said, Told
 from tests.support.ledger import Ledger
+from tests.support.places import Places
 from tests.support.servers import keys_without_ttl
 
 
-def record(history: History, server: redis.Redis, keys: Keys, ledger: Ledger) -> None:
+def record(history: History, server: redis.Redis, places: Places, ledger: Ledger) -> None:
     """All that stands on the server now, and all that the ledger heard."""
     client: Any = server  # redis-py types each reply as everything that it could be
     for request_id in history.accepted:
+        keys = places.of(request_id)
         history.streams[request_id] = Reading("", request_id, told(client.xrange(keys.result(request_id))))
         if fields := _texts(client.hgetall(keys.job(request_id)).items()):
             history.jobs[request_id] = JobRecord(request_id, {k: v for k, v in fields.items() if k != "body"})
-    history.dead_letters = [DeadLetter(_texts(fields.items())) for _, fields in client.xrange(keys.dead)]
+    letters = [letter for keys in places.all for letter in client.xrange(keys.dead)]
+    history.dead_letters = [DeadLetter(_texts(fields.items())) for _, fields in letters]
     history.tenures = list(ledger.tenures.values())
     history.writes = list(ledger.writes.values())
-    history.rest = _rest(client, keys)
+    rests = [_rest(client, keys) for keys in places.all]
+    waiting = {key: number for rest in rests for key, number in rest.waiting.items()}
+    history.rest = Rest(waiting, tuple(sorted(name for rest in rests for name in rest.without_ttl)))
 
 
 def told(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> tuple[Told, ...]:
@@ -45,7 +50,8 @@ def _rest(client: Any, keys: Keys) -> Rest:
         waiting[f"{lane} pending"] = groups.get(GROUP, 0)
     for zset in (keys.workers, keys.dead_workers, keys.deadlines, keys.not_before):
         waiting[zset] = client.zcard(zset)
-    left = keys_without_ttl(client, keys.queue) - {*lanes, keys.dead, keys.count}
+    for_ever = {name for name in keys_without_ttl(client, keys.queue) if name.startswith(keys.tag)}
+    left = for_ever - {*lanes, keys.dead, keys.count}
     return Rest(waiting, tuple(sorted(left)))
 
 

@@ -81,7 +81,15 @@ PARTED = Scale(  # after FULL, by `make chaos`: the same faults where each worke
     partitions=3,
 )
 SHORT_PARTED = replace(
-    SHORT, num_requests=60, num_kills=1, num_zombies=0, num_flushes=0, num_workers=2, max_open=30, partitions=3
+    SHORT,
+    num_requests=40,
+    num_kills=1,
+    num_zombies=0,
+    num_terms=0,
+    num_cuts=0,
+    num_flushes=0,
+    num_workers=2,
+    partitions=3,
 )
 
 

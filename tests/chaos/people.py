@@ -45,6 +45,7 @@ class Producer:
         self._places = places
         self._started_s = time.monotonic()
         self._lossy = connect(lossy_url, retries=0)
+        self._store = Store(self._lossy)  # one: each keeps a connection for itself
         self._direct = connect(url)
         self._client = Client(lossy_url, places.queue, len(places.all))
 
@@ -61,7 +62,7 @@ class Producer:
             request = Request.build(**wish.fields)
             new = Submission.of(wish.request_id, request, PRIORITY_LANES[request.priority])
             call = Transitions(self._places.of(wish.request_id)).submit([replace(new, not_before_ms=wish.delay_ms)])
-            persistently(lambda: Store(self._lossy).run(call))
+            persistently(lambda: self._store.run(call))
             return self._accept(wish.request_id, request.encode().decode(), wish)
         return self._send_raw(wish)
 

@@ -61,7 +61,7 @@ log = logging.getLogger("tokenmill_worker")
 @click.option("--device", metavar="D", help="auto, cpu or cuda.")
 @click.option("--max-num-seqs", type=int, metavar="N", help="Rows in flight.")
 @click.option("--max-num-batched-tokens", type=int, metavar="N", help="Tokens of one step.")
-@click.option("--quantization", metavar="Q", help="Not there yet; refused.")
+@click.option("--quantization", metavar="Q", help="w8a8 or w8a16: int8 on a CPU.")
 @click.option("--served-model-name", metavar="NAME", help="A further name that requests may ask for.")
 def worker(config: Path | None, **flags: object) -> None:
     """Serve a queue with a model until SIGTERM or Ctrl-C, then drain: finish what fits, hand the rest back.
@@ -78,8 +78,6 @@ def worker(config: Path | None, **flags: object) -> None:
         settings = WorkerSettings.read(config, {name: value for name, value in flags.items() if value is not None})
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    if settings.quantization is not None:
-        raise click.UsageError(f"quantization {settings.quantization!r} does not exist yet: leave it out")
     _log_to_stderr(settings.log_level)
     try:
         with _server(settings) as url:
@@ -209,6 +207,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         attention_backend=settings.attention_backend,
         tier=settings.tier,
         num_threads=settings.num_threads,
+        quantization=settings.quantization,
         trust_remote_code=settings.trust_remote_code,
         cache_dir=settings.cache_dir,
     )

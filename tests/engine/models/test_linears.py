@@ -105,6 +105,19 @@ def test_the_portable_kernels_agree_with_the_fast_ones(kind: Kind, case: Case) -
     assert float((fast.float() - portable.float()).abs().max()) <= allowed
 
 
+@pytest.mark.parametrize("portable", [False, True])
+def test_factors_move_the_rounding_and_not_the_product(portable: bool) -> None:
+    weight, x, factors = torch.randn(50, 40), torch.randn(5, 40), torch.ones(40)
+    x[:, 3] *= 100  # an input that would leave the others few levels
+    weight[:, 3] /= 100
+    factors[3] = 1 / 64
+    truth, errors = x @ weight.T, []
+    for linear in (W8A8Linear(weight, None), W8A8Linear(weight, None, factors)):
+        linear._product = partial(linear._product, portable=portable)  # type: ignore[assignment]  # in place of the op
+        errors.append(float((linear(x) - truth).abs().mean()))
+    assert errors[1] < errors[0] / 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strange", [float("nan"), float("inf"), float("-inf")])
 def test_a_strange_value_spoils_its_own_row_alone(kind: Kind, strange: float) -> None:

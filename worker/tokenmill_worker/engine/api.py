@@ -111,6 +111,8 @@ class EngineConfig:
     `attention_backend`: auto takes cpu (C++, built on first use) on a CPU, and sdpa where that is not to be had.
     `tier`: 0 runs transformers' modules as they are, 1 puts faster ones in their place where they compute the same;
     auto is 1 on a CPU.
+    `quantization`: of the linear layers, on a CPU: w8a8 (int8 weights, activations rounded to 8 bits for each token)
+    or w8a16 (int8 weights alone). Other results than the unquantized model's, on purpose.
     """
 
     model: str = "smollm2"
@@ -124,6 +126,7 @@ class EngineConfig:
     attention_backend: Literal["auto", "cpu", "sdpa", "reference"] = "auto"
     tier: Literal["auto", 0, 1] = "auto"
     num_threads: int | None = None
+    quantization: Literal["w8a8", "w8a16"] | None = None
     trust_remote_code: bool = False
     cache_dir: str | None = None
 

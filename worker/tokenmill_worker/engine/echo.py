@@ -257,6 +257,8 @@ def _column(values: Sequence[float]) -> Floats:
 
 def load(config: EngineConfig) -> Loaded:
     """`echo`, with options. Raises ModelError for options that are unknown or wrong."""
+    if config.quantization is not None:
+        raise ModelError(f"quantization {config.quantization} means nothing for the echo model: leave it out")
     options = dict(parse_qsl(config.model.partition("?")[2]))
     try:
         step_ms = float(options.pop("step_ms", 0.0))

@@ -25,6 +25,7 @@ from tokenmill_worker.engine.api import EngineConfig, ModelError
 from tokenmill_worker.engine.attention import backend_named
 from tokenmill_worker.engine.batch import Loaded, Tokenizer
 from tokenmill_worker.engine.model_runner import ModelRunner
+from tokenmill_worker.engine.quantization import Quantizer, refuse_if_impossible
 from tokenmill_worker.engine.threads import usable_cores
 from tokenmill_worker.engine.tokenizer import HFTokenizer, NoTokenizer
 
@@ -56,9 +57,13 @@ def load(config: EngineConfig) -> Loaded:
     return Loaded(runner, tokenizer, _default_params(generation))
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Equal for equal weights, dtype, tokenizer and template, whatever file they came from and wherever they lie."""
+def fingerprint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, quantization: str | None = None
+) -> str:
+    """Equal for equal weights, dtype, quantization, tokenizer and template, wherever their files lie."""
     digest = hashlib.sha256(type(model).__name__.encode())
+    if quantization is not None:
+        digest.update(f"quantization {quantization}".encode())
     digest.update(model.config.to_json_string(use_diff=True).encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {_checksum(parameter.data)}\n".encode())
@@ -151,6 +156,11 @@ def _default_params(generation: GenerationConfig | None) -> dict[str, float | in
     return {name: value for name, value in stated.items() if value is not None}
 
 
+class Packed(NamedTuple):
+    adapter: Adapter
+    truth: guard.Truth
+
+
 class Ready(NamedTuple):
     """A model that may serve. Its fingerprint is that of the checkpoint, whatever became of the weights' layout."""
 
@@ -160,29 +170,41 @@ class Ready(NamedTuple):
 
 def _operated(folder: Path, config: EngineConfig, tokenizer: PreTrainedTokenizerBase | None) -> Ready:
     """The packed model in its tier; as transformers made it where the operation fails."""
-    packed = _packed(_load_model(folder, config), config)
-    ready = Ready(packed.adapter, fingerprint(packed.adapter.model, tokenizer))
+    model = _load_model(folder, config)
+    refuse_if_impossible(config, device=model.device.type, dtype=model.dtype, cache_dir=cache_dir(config))
+    packed = _packed(model, config)
+    ready = Ready(packed.adapter, fingerprint(packed.adapter.model, tokenizer, quantization=config.quantization))
     if _tier(config, ready.adapter) == 0:
         return ready
     try:
-        report = surgery.operate(ready.adapter, packed.truth.first_step(ready.adapter))
-        packed.truth.check(ready.adapter)
+        report = _operate(packed, config)
     except (ModelError, *MODEL_FAULTS) as error:
+        if config.quantization is not None:
+            raise ModelError(f"quantization does not work for {config.model}: {_first_line(error)}") from error
         _logger.warning("Tier 1 does not work for this model, so it runs as it is: %s", _first_line(error))
         return ready._replace(adapter=_packed(_load_model(folder, config), config).adapter)
     _logger.info("Tier 1: %s", report)
     return ready
 
 
+def _operate(packed: Packed, config: EngineConfig) -> str:
+    """The adapter in tier 1, past its checks, and then with int8 weights if that was asked for; says what was done."""
+    adapter, truth = packed
+    materials = surgery.standard_materials(adapter)
+    quantizer = Quantizer(config.quantization) if config.quantization is not None else None
+    if quantizer is not None:
+        materials = materials._replace(linear=quantizer.linear)
+    report = surgery.operate(adapter, truth.first_step(adapter), materials)
+    truth.check(adapter)
+    if quantizer is None:
+        return str(report)
+    return f"{report}; {quantizer.commit()} products in {config.quantization}"
+
+
 def _tier(config: EngineConfig, adapter: Adapter) -> int:
     if config.tier == "auto":
         return 1 if adapter.device.type == "cpu" else 0
     return config.tier
-
-
-class Packed(NamedTuple):
-    adapter: Adapter
-    truth: guard.Truth
 
 
 def _packed(model: PreTrainedModel, config: EngineConfig) -> Packed:

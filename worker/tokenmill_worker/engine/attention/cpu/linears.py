@@ -30,17 +30,21 @@ def quantize(weight: Tensor) -> Levels:
 
 
 class W8A8Linear:
-    """int8 weights; each row of x is made uint8 with a scale and a zero point of its own."""
+    """int8 weights; each row of x is made uint8 with a scale and a zero point of its own.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        levels = quantize(weight)
+    `factors` [K]: x is multiplied by them before, the weights are divided: the same product, other roundings.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, factors: Tensor | None = None) -> None:
+        levels = quantize(weight if factors is None else weight.float() / factors)
+        self._factors = factors
         self._packed = _panels(levels.values, per_unit=4)
         self._scales, self._bias = levels.scales, _float(bias)
         self._sums = levels.values.sum(1).float()
         self._product = torch.ops.tokenmill_cpu.linear_w8a8.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        result: Tensor = self._product(x, self._packed, self._scales, self._sums, self._bias)
+        result: Tensor = self._product(x, self._packed, self._scales, self._sums, self._bias, self._factors)
         return result
 
 

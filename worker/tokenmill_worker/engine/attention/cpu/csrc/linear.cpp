@@ -29,6 +29,7 @@ struct Weight {
   const float* scales;
   const float* sums;
   const float* bias;
+  const float* factors;  // of x, one an input
 
   int64_t num_panels() const { return packed.size(0); }
   int64_t panel_bytes() const { return packed.size(1) * packed.size(2); }
@@ -113,7 +114,7 @@ class Product {
       uint32_t* units = ready.units.data() + first * num_units_;
       for (int64_t row = 0; row < count; ++row) {
         const char* values = static_cast<const char*>(x_.const_data_ptr()) + (first + row) * row_bytes;
-        ready.scales[first + row] = prepare_row_(values, is_float(), x_.size(1), units + row, count);
+        ready.scales[first + row] = prepare_row_({values, is_float(), x_.size(1), weight_.factors}, units + row, count);
       }
     }
   }
@@ -145,15 +146,16 @@ class Product {
   int64_t num_units_, num_blocks_;
 };
 
-const float* floats(const OptionalTensor& values, int64_t num_columns) {
+const float* floats(const OptionalTensor& values, int64_t count) {
   if (!values) return nullptr;
-  TORCH_CHECK(values->is_contiguous() && values->scalar_type() == at::kFloat && values->numel() == num_columns,
-              "scales, sums and bias must be float32, one a column");
+  TORCH_CHECK(values->is_contiguous() && values->scalar_type() == at::kFloat && values->numel() == count,
+              "scales, sums and bias must be float32, one a column, factors one an input");
   return values->const_data_ptr<float>();
 }
 
 Tensor product(const Tensor& input, const Tensor& packed, int64_t num_columns, const OptionalTensor& scales,
-               const OptionalTensor& sums, const OptionalTensor& bias, Format format, bool portable) {
+               const OptionalTensor& sums, const OptionalTensor& bias, const OptionalTensor& factors, Format format,
+               bool portable) {
   TORCH_CHECK(input.dim() == 2, "x must be a matrix");
   Tensor x = input.contiguous();
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "x must be float32 or bfloat16");
@@ -163,23 +165,24 @@ Tensor product(const Tensor& input, const Tensor& packed, int64_t num_columns, c
                   packed.size(1) == (x.size(1) + per_unit - 1) / per_unit && packed.size(2) == kColumns * unit_bytes,
               "the weight was packed for another shape");
   static const Kernels fast = fast_kernels(), plain = portable_kernels();
-  Weight weight{packed, num_columns, floats(scales, num_columns), floats(sums, num_columns), floats(bias, num_columns)};
+  Weight weight{packed, num_columns, floats(scales, num_columns), floats(sums, num_columns), floats(bias, num_columns),
+                floats(factors, x.size(1))};
   return Product(x, weight, format, portable ? plain : fast).run();
 }
 
 Tensor linear_w8a8(const Tensor& x, const Tensor& packed, const Tensor& scales, const Tensor& sums,
-                   const OptionalTensor& bias, bool portable) {
-  return product(x, packed, scales.numel(), scales, sums, bias, Format::w8a8, portable);
+                   const OptionalTensor& bias, const OptionalTensor& factors, bool portable) {
+  return product(x, packed, scales.numel(), scales, sums, bias, factors, Format::w8a8, portable);
 }
 
 Tensor linear_w8a16(const Tensor& x, const Tensor& packed, const Tensor& scales, const OptionalTensor& bias,
                     bool portable) {
-  return product(x, packed, scales.numel(), scales, {}, bias, Format::w8a16, portable);
+  return product(x, packed, scales.numel(), scales, {}, bias, {}, Format::w8a16, portable);
 }
 
 Tensor linear_bf16(const Tensor& x, const Tensor& packed, int64_t num_columns, const OptionalTensor& bias,
                    bool portable) {
-  return product(x, packed, num_columns, {}, {}, bias, Format::bf16, portable);
+  return product(x, packed, num_columns, {}, {}, bias, {}, Format::bf16, portable);
 }
 
 bool has_fast_int8() { return fast_kernels().has_fast_int8; }
@@ -189,7 +192,9 @@ bool has_fast_bfloat16() { return fast_kernels().has_fast_bfloat16; }
 
 // `portable`: the kernels in plain C++, which are else taken only where the processor lacks the instructions.
 TORCH_LIBRARY_FRAGMENT(tokenmill_cpu, m) {
-  m.def("linear_w8a8(Tensor x, Tensor packed, Tensor scales, Tensor sums, Tensor? bias, bool portable=False) -> Tensor");
+  m.def(
+      "linear_w8a8(Tensor x, Tensor packed, Tensor scales, Tensor sums, Tensor? bias, Tensor? factors, "
+      "bool portable=False) -> Tensor");
   m.def("linear_w8a16(Tensor x, Tensor packed, Tensor scales, Tensor? bias, bool portable=False) -> Tensor");
   m.def("linear_bf16(Tensor x, Tensor packed, int num_columns, Tensor? bias, bool portable=False) -> Tensor");
   m.def("has_fast_int8() -> bool", has_fast_int8);

@@ -44,8 +44,16 @@ RowScale row_scale(float low, float high, bool is_finite);
 // The product of one block with one panel. `ahead`: weights to fetch meanwhile, for whoever comes next.
 using Multiply = void (*)(const Block&, const Panel&, const uint8_t* ahead);
 
+// One row of x: `width` values, each to be multiplied by its factor unless `factors` is null.
+struct Row {
+  const void* values;
+  bool is_float;  // else bfloat16
+  int64_t width;
+  const float* factors;
+};
+
 // Writes a row's units `stride` apart.
-using Prepare = RowScale (*)(const void* values, bool is_float, int64_t width, uint32_t* units, int64_t stride);
+using Prepare = RowScale (*)(const Row&, uint32_t* units, int64_t stride);
 
 struct Kernels {
   int64_t max_rows;  // of a block

@@ -160,10 +160,17 @@ void multiply_w8a16(const Block& block, const Panel& panel, const uint8_t* ahead
 
 #endif
 
-inline __m512 load(const void* values, bool is_float, int64_t first, __mmask16 mask) {
-  if (is_float) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + first);
-  __m256i halves = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + first);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+// 16 values; beyond the row's end zeros.
+inline __m512 load(const Row& row, int64_t first) {
+  __mmask16 mask = columns_mask(row.width, first);
+  __m512 values;
+  if (row.is_float) {
+    values = _mm512_maskz_loadu_ps(mask, static_cast<const float*>(row.values) + first);
+  } else {
+    __m256i halves = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(row.values) + first);
+    values = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+  return row.factors ? _mm512_mul_ps(values, _mm512_maskz_loadu_ps(mask, row.factors + first)) : values;
 }
 
 inline void scatter(__m128i four, uint32_t* units, int64_t stride, int64_t count) {
@@ -176,31 +183,31 @@ inline void scatter(__m128i four, uint32_t* units, int64_t stride, int64_t count
   }
 }
 
-RowScale quantize(const void* values, bool is_float, int64_t width, uint32_t* units, int64_t stride) {
+RowScale quantize(const Row& row, uint32_t* units, int64_t stride) {
   __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
   __mmask16 strange = 0;  // infinity or NaN: 0 times it is not 0
-  for (int64_t k = 0; k < width; k += 16) {
-    __m512 x = load(values, is_float, k, columns_mask(width, k));
+  for (int64_t k = 0; k < row.width; k += 16) {
+    __m512 x = load(row, k);
     low = _mm512_min_ps(low, x), high = _mm512_max_ps(high, x);
     strange |= _mm512_cmp_ps_mask(_mm512_mul_ps(x, _mm512_setzero_ps()), _mm512_setzero_ps(), _CMP_NEQ_UQ);
   }
-  RowScale row = row_scale(_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), strange == 0);
-  __m512 inverse = _mm512_set1_ps(row.scale > 0 ? 1 / row.scale : 0);
-  __m512 zero_point = _mm512_set1_ps(row.zero_point);
-  int64_t num_units = (width + 3) / 4;
+  RowScale levels = row_scale(_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), strange == 0);
+  __m512 inverse = _mm512_set1_ps(levels.scale > 0 ? 1 / levels.scale : 0);
+  __m512 zero_point = _mm512_set1_ps(levels.zero_point);
+  int64_t num_units = (row.width + 3) / 4;
   for (int64_t unit = 0; unit < num_units; unit += 4) {
-    __m512 x = load(values, is_float, 4 * unit, columns_mask(width, 4 * unit));
-    __m512i levels = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, inverse, zero_point));
-    levels = _mm512_max_epi32(levels, _mm512_setzero_si512());
-    scatter(_mm512_cvtusepi32_epi8(levels), units + unit * stride, stride, num_units - unit);
+    __m512 x = load(row, 4 * unit);
+    __m512i values = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, inverse, zero_point));
+    values = _mm512_max_epi32(values, _mm512_setzero_si512());
+    scatter(_mm512_cvtusepi32_epi8(values), units + unit * stride, stride, num_units - unit);
   }
-  return row;
+  return levels;
 }
 
-RowScale round_to_bfloat16(const void* values, bool is_float, int64_t width, uint32_t* units, int64_t stride) {
-  int64_t num_units = (width + 1) / 2;
+RowScale round_to_bfloat16(const Row& row, uint32_t* units, int64_t stride) {
+  int64_t num_units = (row.width + 1) / 2;
   for (int64_t unit = 0; unit < num_units; unit += 8) {
-    __m256i pairs = to_bfloat16(load(values, is_float, 2 * unit, columns_mask(width, 2 * unit)));
+    __m256i pairs = to_bfloat16(load(row, 2 * unit));
     scatter(_mm256_castsi256_si128(pairs), units + unit * stride, stride, num_units - unit);
     if (num_units > unit + 4)
       scatter(_mm256_extracti128_si256(pairs, 1), units + (unit + 4) * stride, stride, num_units - unit - 4);

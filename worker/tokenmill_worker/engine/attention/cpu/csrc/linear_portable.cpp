@@ -25,36 +25,37 @@ uint16_t to_bfloat16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-float value_at(const void* values, bool is_float, int64_t index) {
-  return is_float ? static_cast<const float*>(values)[index]
-                  : from_bfloat16(static_cast<const uint16_t*>(values)[index]);
+float value_at(const Row& row, int64_t index) {
+  float value = row.is_float ? static_cast<const float*>(row.values)[index]
+                             : from_bfloat16(static_cast<const uint16_t*>(row.values)[index]);
+  return row.factors ? value * row.factors[index] : value;
 }
 
-RowScale quantize(const void* values, bool is_float, int64_t width, uint32_t* units, int64_t stride) {
+RowScale quantize(const Row& row, uint32_t* units, int64_t stride) {
   float low = 0, high = 0;
   bool is_finite = true;
-  for (int64_t k = 0; k < width; ++k) {
-    float value = value_at(values, is_float, k);
+  for (int64_t k = 0; k < row.width; ++k) {
+    float value = value_at(row, k);
     low = std::min(low, value), high = std::max(high, value);
     is_finite &= std::isfinite(value);
   }
-  RowScale row = row_scale(low, high, is_finite);
-  float inverse = row.scale > 0 ? 1 / row.scale : 0;
-  for (int64_t unit = 0; unit * 4 < width; ++unit) {
+  RowScale levels = row_scale(low, high, is_finite);
+  float inverse = levels.scale > 0 ? 1 / levels.scale : 0;
+  for (int64_t unit = 0; unit * 4 < row.width; ++unit) {
     uint32_t packed = 0;
-    for (int64_t k = 4 * unit; k < std::min(width, 4 * unit + 4); ++k) {
-      float level = std::nearbyint(std::fma(value_at(values, is_float, k), inverse, row.zero_point));
+    for (int64_t k = 4 * unit; k < std::min(row.width, 4 * unit + 4); ++k) {
+      float level = std::nearbyint(std::fma(value_at(row, k), inverse, levels.zero_point));
       packed |= uint32_t(is_finite ? std::clamp(level, 0.0f, 255.0f) : 0.0f) << (8 * (k % 4));
     }
     units[unit * stride] = packed;
   }
-  return row;
+  return levels;
 }
 
-RowScale round_to_bfloat16(const void* values, bool is_float, int64_t width, uint32_t* units, int64_t stride) {
-  for (int64_t unit = 0; unit * 2 < width; ++unit) {
-    uint32_t packed = to_bfloat16(value_at(values, is_float, 2 * unit));
-    if (2 * unit + 1 < width) packed |= uint32_t(to_bfloat16(value_at(values, is_float, 2 * unit + 1))) << 16;
+RowScale round_to_bfloat16(const Row& row, uint32_t* units, int64_t stride) {
+  for (int64_t unit = 0; unit * 2 < row.width; ++unit) {
+    uint32_t packed = to_bfloat16(value_at(row, 2 * unit));
+    if (2 * unit + 1 < row.width) packed |= uint32_t(to_bfloat16(value_at(row, 2 * unit + 1))) << 16;
     units[unit * stride] = packed;
   }
   return {1, 0};

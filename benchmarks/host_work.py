@@ -2,7 +2,7 @@
 
 `engine`    Engine.step over a runner that only hands out known tokens: scheduler, packer, pages, commit, text, events
 `runner`    ModelRunner.run around a model that returns at once: the step's tensors, and the sampler around its arg-max
-`worker`    Engine.capacity and Engine.statistics, which the worker's loop and its metrics ask for
+`capacity` and `statistics`, which the worker's loop and its metrics ask for; `many waiting`: 10,000 requests
 
 Caveats: CPU time of one thread, so other jobs disturb it little, but a slower clock shows. The runner's part runs the
 arg-max over a vocabulary of 64, since its time over a real one is the model's; the tensors are the named backend's.
@@ -22,7 +22,7 @@ from tokenmill_worker.engine import checkpoint, loading
 from tokenmill_worker.engine.adapter import Adapter
 from tokenmill_worker.engine.api import EngineConfig, EngineRequest, SamplingParams
 from tokenmill_worker.engine.attention import backend_named
-from tokenmill_worker.engine.batch import Draws, PackedBatch
+from tokenmill_worker.engine.batch import Draws, PackedBatch, Tokenizer
 from tokenmill_worker.engine.engine import Engine
 from tokenmill_worker.engine.model_runner import ModelRunner
 from tokenmill_worker.engine.tokenizer import HFTokenizer
@@ -33,6 +33,7 @@ from tests.support.prompts import load_prompts
 
 CONTEXT = 100  # tokens of each prompt
 WARM_UP = 20  # steps
+NUM_WAITING = 10_000
 PAGES_PER_ROW = 70  # prompt and max_tokens
 KINDS: dict[str, SamplingParams] = {
     "greedy": SamplingParams(temperature=0.0, max_tokens=2048, ignore_eos=True),
@@ -64,7 +65,7 @@ def smollm2_tokenizer() -> HFTokenizer:
     return HFTokenizer(cast("Any", loading._load_tokenizer(folder, trust_remote_code=False)), eos_token_ids=[2])
 
 
-def running_engine(tokenizer: HFTokenizer, params: SamplingParams, *, num_rows: int, num_waiting: int = 0) -> Engine:
+def running_engine(tokenizer: Tokenizer, params: SamplingParams, *, num_rows: int, num_waiting: int = 0) -> Engine:
     """All rows decoding, and others behind them."""
     text = tokenizer.encode("\n".join(load_prompts(60).texts))
     num_pages = num_rows * PAGES_PER_ROW
@@ -102,7 +103,7 @@ def packed_runner(num_pages: int, backend: str) -> ModelRunner:
     return runner
 
 
-def measure(tokenizer: HFTokenizer, num_rows: int, *, steps: int, backend: str) -> dict[str, float]:
+def measure(tokenizer: Tokenizer, num_rows: int, *, steps: int, backend: str) -> dict[str, float]:
     figures: dict[str, float] = {}
     for kind, params in KINDS.items():
         engine = running_engine(tokenizer, params, num_rows=num_rows)
@@ -112,10 +113,10 @@ def measure(tokenizer: HFTokenizer, num_rows: int, *, steps: int, backend: str) 
         assert len(batch.samples) == num_rows
         runner = packed_runner(num_rows * PAGES_PER_ROW, backend)
         figures[f"runner, {kind}"] = micros(lambda: runner.run(batch), times=steps)  # noqa: B023  # called at once
-    crowded = running_engine(tokenizer, KINDS["greedy"], num_rows=num_rows, num_waiting=10_000)
-    figures["engine, greedy, 10,000 waiting"] = micros(crowded.step, times=steps)
+    crowded = running_engine(tokenizer, KINDS["greedy"], num_rows=num_rows, num_waiting=NUM_WAITING)
+    figures["engine, greedy, many waiting"] = micros(crowded.step, times=steps)
     idle = running_engine(tokenizer, KINDS["greedy"], num_rows=num_rows)
-    for name, engine in (("", idle), (", 10,000 waiting", crowded)):
+    for name, engine in (("", idle), (", many waiting", crowded)):
         figures[f"capacity{name}"] = micros(engine.capacity, times=steps)
         figures[f"statistics{name}"] = micros(engine.statistics, times=steps)
     figures["TOTAL greedy (engine + runner + capacity)"] = (
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--backend", default="sdpa")
+    parser.add_argument("--backend", default="auto")
     parser.add_argument("--keep", type=Path, help="write the JSON line to this file")
     args = parser.parse_args()
 

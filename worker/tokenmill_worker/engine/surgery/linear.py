@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenmill_worker.engine.attention.cpu.linears import Bfloat16Linear
+
 Linear = Callable[[Tensor], Tensor]  # [M, K] -> [M, N]
 LinearFactory = Callable[[Tensor, Tensor | None], Linear]  # (weight [N, K], bias [N]) -> Linear
 
@@ -39,6 +41,13 @@ def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     if _can_pack(weight.device, weight.dtype):
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
+
+
+def make_library_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """The same where the C++ library is loaded: in bfloat16 its own product is the faster one."""
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.tokenmill_cpu.has_fast_bfloat16():
+        return Bfloat16Linear(weight, bias)
+    return make_linear(weight, bias)
 
 
 def joined(modules: Sequence[nn.Linear], factory: LinearFactory) -> Linear:

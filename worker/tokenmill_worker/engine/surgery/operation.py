@@ -10,7 +10,7 @@ from tokenmill_worker.engine.adapter import Adapter
 from tokenmill_worker.engine.attention import AttentionStep
 from tokenmill_worker.engine.batch import PackedBatch
 from tokenmill_worker.engine.surgery.layer import Layer, ModuleMlp
-from tokenmill_worker.engine.surgery.linear import PlainLinear, make_linear
+from tokenmill_worker.engine.surgery.linear import PlainLinear, make_library_linear, make_linear
 from tokenmill_worker.engine.surgery.ops import LIBRARY, PLAIN
 from tokenmill_worker.engine.surgery.outer import build_program
 from tokenmill_worker.engine.surgery.pieces import Replaced, replace_pieces
@@ -24,7 +24,9 @@ FAULTS = (UnknownStructureError, DifferentResultError, RuntimeError, TypeError, 
 
 def standard_materials(adapter: Adapter) -> Materials:
     """The C++ library's operations go with its attention."""
-    return Materials(make_linear, LIBRARY if adapter.backend.name == "cpu" else PLAIN)
+    if adapter.backend.name == "cpu":
+        return Materials(make_library_linear, LIBRARY)
+    return Materials(make_linear, PLAIN)
 
 
 @torch.inference_mode()

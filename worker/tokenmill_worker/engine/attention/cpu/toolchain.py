@@ -41,7 +41,7 @@ class Level(NamedTuple):
 
 # The best first. Not -march=native: one library serves all machines of a level, so an image can bring it along.
 LEVELS = (
-    Level("avx512_bf16", frozenset(_AVX512 | {"avx512_vnni", "avx512_vbmi", "avx512_bf16"})),
+    Level("avx512_bf16", frozenset(_AVX512 | {"avx512_vnni", "avx512vbmi", "avx512_bf16"})),
     Level("avx512_vnni", frozenset(_AVX512 | {"avx512_vnni"})),
     Level("avx512", frozenset(_AVX512)),
     Level("avx2", frozenset(_AVX2)),

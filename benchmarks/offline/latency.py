@@ -26,7 +26,7 @@ OUTPUT_TOKENS = 64
 
 def rows_of(engine: Engine, num: int, num_tokens: int) -> list[TokenIds]:
     """So many prompts of so many tokens, no two alike."""
-    text = engine.tokenizer.encode(long_text(20_000 + 8 * num_tokens))
+    text = engine.tokenizer.encode(long_text(8 * (num_tokens + num)))
     assert len(text) >= num_tokens + num
     return [text[start : start + num_tokens] for start in range(num)]
 

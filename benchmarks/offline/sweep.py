@@ -16,8 +16,8 @@ from benchmarks.offline.long_context import measure
 from benchmarks.plot import Curve, write_svg
 from benchmarks.report import RESULTS, keep_line, peak_rss_mib, print_json
 
-ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-CONTEXTS = [128, 256, 512, 1_024, 2_048, 4_096, 8_064]
+ROWS = "1,2,4,8,16,32,64,128,256"
+CONTEXTS = "128,256,512,1024,2048,4096,8064"
 CONTEXT_ROWS = 4
 IMAGES = RESULTS.parents[1] / "docs" / "images"
 
@@ -37,13 +37,17 @@ def draw(folder: Path, by_rows: list[dict[str, float]], by_context: list[dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_engine_arguments(parser)
+    parser.add_argument("--rows", default=ROWS)
+    parser.add_argument("--contexts", default=CONTEXTS)
     parser.add_argument("--keep", action="store_true", help="write results and drawings into the repository")
     args = parser.parse_args()
-    settings = engine_settings(args, max_num_seqs=max(ROWS), kv_cache_tokens=256 * max(ROWS))
+    rows, contexts = ([int(word) for word in words.split(",")] for words in (args.rows, args.contexts))
+    num_tokens = max(256 * max(rows), (max(contexts) + 64) * CONTEXT_ROWS)
+    settings = engine_settings(args, max_num_seqs=max(*rows, CONTEXT_ROWS), kv_cache_tokens=num_tokens)
     engine = load_engine(settings)
-    by_rows = [decode(engine, num) for num in ROWS]
+    by_rows = [decode(engine, num) for num in rows]
     print_rows(by_rows)
-    by_context = [measure(engine, context=context, num_rows=CONTEXT_ROWS) for context in CONTEXTS]
+    by_context = [measure(engine, context=context, num_rows=CONTEXT_ROWS) for context in contexts]
     print_rows(by_context)
     worst = {
         "tokens_per_s_by_rows": round(min(ratios([row["tokens_per_s"] for row in by_rows])), 3),

@@ -41,7 +41,7 @@ def main() -> None:
         rates.append(print_run(str(settings["dtype"]), tokens, time.perf_counter() - started_s))
     if args.profile:
         profile(args.profile, lambda: generate(engine, prompts, work.max_tokens))
-    figures = {**describe(prompts, work.max_tokens), "tokens_per_s": rates[-1], "runs": rates}
+    figures = {**describe(prompts, work.max_tokens), "tokens_per_s": rates[-1] if rates else None, "runs": rates}
     line = print_json("offline_throughput", figures, {**settings, "prompts": work.source, "seed": args.seed})
     if args.keep:
         keep_line("offline_throughput", line)

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,9 +23,14 @@ from tokenmill_worker.engine.attention.cpu.toolchain import Level, LibraryError
 FOLDER = "cpu-library"
 
 
-@cache
-def load(cache_dir: Path) -> str:
-    """After this the ops `torch.ops.tokenmill_cpu.*` exist; returns the instruction set. Raises LibraryError."""
+def is_loaded() -> bool:
+    return hasattr(torch.ops.tokenmill_cpu, "attention")
+
+
+def load(cache_dir: Path) -> None:
+    """After this the ops `torch.ops.tokenmill_cpu.*` exist, once for the whole process. Raises LibraryError."""
+    if is_loaded():
+        return
     level = toolchain.level()
     folder = cache_dir / FOLDER
     try:
@@ -37,7 +41,6 @@ def load(cache_dir: Path) -> str:
         remedy = f"{folder} must be writable, and libraries must be allowed to run from there (setting cache_dir)"
         raise LibraryError(f"the library cannot be kept or loaded: {error}", remedy) from error
     shapes.register()
-    return level.name
 
 
 def key(level: Level) -> str:

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t BLOCK_ROWS = 64;
 constexpr int64_t SPLIT_PAGES = 16;  // long contexts of few tokens are cut into pieces of so many pages, merged at the end
+constexpr int64_t PAGES_AHEAD = 2;   // are fetched from memory while one is computed
 constexpr int64_t SMALL_COST = 64;   // pages times heads times blocks: below, one thread is faster than waking another
 constexpr float NOTHING_YET = -1e30f;  // a maximum that is finite, so that -inf - maximum is never NaN
 constexpr float SLACK = 8.0f;  // weights may grow to 2^SLACK before the sums are rescaled to a new maximum
@@ -226,13 +227,15 @@ class Attention {
     state.begin(unit.num_tokens * group_, key_words, layer_.value_dim);
     pack_queries(unit, head, state);
     const int32_t* page_ids = step_.page_ids + step_.page_starts[unit.row];
-    for (int64_t page = unit.first_key / PAGE_SIZE; page * PAGE_SIZE < unit.last_key; ++page) {
-      const int64_t tile = page_ids[page] * layer_.kv_heads + head;
-      const T* keys = pages_.keys + tile * PAGE_SIZE * layer_.key_dim;
-      const T* values = pages_.values + tile * PAGE_SIZE * layer_.value_dim;
+    const int64_t last_page = (unit.last_key - 1) / PAGE_SIZE;
+    for (int64_t page = unit.first_key / PAGE_SIZE; page <= last_page; ++page) {
+      const int64_t next = page_ids[std::min(page + PAGES_AHEAD, last_page)];
+      const T *keys = key_tile(page_ids[page], head), *values = value_tile(page_ids[page], head);
+      prefetch(key_tile(next, head), PAGE_SIZE * layer_.key_dim);
       for_rows(0, state.num_rows, [&]<int M>(int64_t m) {
         score_rows<T, M>(&state.queries[m], state.num_rows, keys, key_words, &state.scores[m * PAGE_SIZE]);
       });
+      prefetch(value_tile(next, head), PAGE_SIZE * layer_.value_dim);
       for (int64_t m = 0; m < state.num_rows; ++m) weigh(unit, page * PAGE_SIZE, m, state);
       gather_values(unit, page * PAGE_SIZE, values, state);
     }
@@ -240,6 +243,22 @@ class Attention {
       finish(unit, head, state);
     } else {
       set_aside(unit, head, state);
+    }
+  }
+
+  const T* key_tile(int64_t page, int64_t head) const {
+    return pages_.keys + (page * layer_.kv_heads + head) * PAGE_SIZE * layer_.key_dim;
+  }
+
+  const T* value_tile(int64_t page, int64_t head) const {
+    return pages_.values + (page * layer_.kv_heads + head) * PAGE_SIZE * layer_.value_dim;
+  }
+
+  // Pages lie anywhere, so the processor cannot guess which comes next. Into the second level: the first has too few
+  // misses in flight at once for a core to reach the memory's speed.
+  static void prefetch(const T* tile, int64_t count) {
+    for (const char *line = reinterpret_cast<const char*>(tile), *end = line + count * sizeof(T); line < end; line += 64) {
+      __builtin_prefetch(line, 0, 2);
     }
   }
 

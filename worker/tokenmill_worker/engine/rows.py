@@ -82,18 +82,18 @@ class Rows:
         assert free == np.flatnonzero(~self.is_taken).tolist(), "a row is lost, or taken and free"
 
     def _widen(self, num_tokens: int) -> None:
-        self.token_ids = _widened(self.token_ids, num_tokens)
-        self.page_ids = _widened(self.page_ids, num_pages_for(num_tokens))
+        if num_tokens > self.token_ids.shape[1]:
+            self.token_ids = self._widened(self.token_ids, num_tokens, self.n_total)
+            self.page_ids = self._widened(self.page_ids, num_pages_for(num_tokens), self.num_pages)
+
+    def _widened(self, table: Ints, width: int, used: Ints) -> Ints:
+        """The same table with at least `width` columns. Zeroed memory is not taken before it is written, so nothing is
+        written but what the rows use."""
+        wider = np.zeros((len(table), max(width, 2 * table.shape[1])), dtype=np.int32)
+        for row in np.flatnonzero(self.is_taken).tolist():
+            wider[row, : used[row]] = table[row, : used[row]]
+        return wider
 
 
 def _zeros(count: int, num_rows: int) -> list[Ints]:
     return [np.zeros(num_rows, dtype=np.int32) for _ in range(count)]
-
-
-def _widened(table: Ints, width: int) -> Ints:
-    """The same table with at least `width` columns. Zeroed memory is not taken before it is written."""
-    if width <= table.shape[1]:
-        return table
-    wider = np.zeros((len(table), max(width, 2 * table.shape[1])), dtype=np.int32)
-    wider[:, : table.shape[1]] = table
-    return wider

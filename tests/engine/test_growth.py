@@ -53,7 +53,9 @@ def objects() -> Counter[type]:
     """How many there are of each of the engine's own classes."""
     gc.collect()
     kinds = Counter(map(type, gc.get_objects()))
-    return Counter({kind: num for kind, num in kinds.items() if kind.__module__.startswith("tokenmill_worker")})
+    return Counter(
+        {kind: num for kind, num in kinds.items() if str(kind.__module__).startswith("tokenmill_worker.engine")}
+    )
 
 
 def allocated_bytes() -> int:

@@ -1,5 +1,6 @@
 """One ready buffer for the readers of several partitions, each of which gets its share of the room. Knows no server."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,6 +24,9 @@ class SharedReady(ReadyBuffer):
 
     def __init__(self, is_wanted: Callable[[Admission], bool], num_readers: int) -> None:
         super().__init__(is_wanted)
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._turn = threading.Condition(lock)  # only who is next need wake when the engine takes something
         self._num_readers = num_readers
         self._num_closed = 0
         self._waiting: deque[Share] = deque()
@@ -35,13 +39,14 @@ class SharedReady(ReadyBuffer):
     def grant(self, share: "Share", num_wanted: int, *, timeout_s: float) -> int:
         """At least `num_wanted`; less when the time is over, or the share closed."""
         with self._changed:
-            self._granted.pop(share, None)
+            self.give_back(share)
             self._waiting.append(share)
-            self._changed.wait_for(lambda: share.is_closed or self._may_have(share, num_wanted), timeout_s)
+            if self._turn.wait_for(lambda: share.is_closed or self._waiting[0] is share, timeout_s):
+                self._changed.wait_for(lambda: share.is_closed or self._may_have(share, num_wanted), timeout_s)
             granted = self._part(num_wanted) if self._may_have(share, num_wanted) else 0
             self._waiting.remove(share)
             self._granted[share] = granted
-            self._changed.notify_all()
+            self._turn.notify_all()
             return granted
 
     def put_granted(self, share: "Share", admission: Admission) -> None:
@@ -61,6 +66,7 @@ class SharedReady(ReadyBuffer):
             if self._num_closed == self._num_readers:
                 self.close()
             self._changed.notify_all()
+            self._turn.notify_all()
 
     def _may_have(self, share: "Share", num_wanted: int) -> bool:
         return self._waiting[0] is share and self.room() >= num_wanted

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenmill_worker.engine.loading import quiet_transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence, pad_sequence
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -44,9 +45,10 @@ Baseline = Callable[[torch.nn.Module, Sequence[TokenIds], Sequence[int], Cost], 
 
 def load_model(folder: Path, dtype: str) -> torch.nn.Module:
     """The stock class with torch's own attention."""
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-    )
+    with quiet_transformers():
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
     return model.eval()
 
 

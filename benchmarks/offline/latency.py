@@ -88,9 +88,9 @@ def main() -> None:
 
 
 def print_rows(found: list[dict[str, float]]) -> None:
-    print("".join(f"{name:>14}" for name in found[0]))
+    print("".join(f"{name:>22}" for name in found[0]))
     for row in found:
-        print("".join(f"{value:>14,.3f}" for value in row.values()))
+        print("".join(f"{value:>22,.3f}" for value in row.values()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What `tokenmill doctor` makes of figures: each finding by itself, without a server."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,18 @@ def test_the_least_acl_rule_has_every_command_of_the_scripts() -> None:
     text = "".join(script.read_text() for script in SCRIPTS.glob("*.lua"))
     called = {name.lower() for name in re.findall(r"redis\.p?call\('([A-Z]+)'", text)}
     assert called <= {word.removeprefix("+") for word in server_checks.LEAST_ACL.split()}
+
+
+def computing(**info: str) -> QueueStatistics:
+    return replace(statistics(), workers=(WorkerStatistics(name="w-1", lease_left_s=9.0, info=info),))
+
+
+def test_attention_says_which_backend_runs_and_why_a_slower_one() -> None:
+    assert queue_checks.look_at_attention(computing(device="cpu")) is None
+    fast = queue_checks.look_at_attention(computing(attention_backend="cpu", attention_note=""))
+    assert fast == server_checks.Finding("attention", "ok", "cpu on 1")
+    slow = queue_checks.look_at_attention(
+        computing(attention_backend="sdpa", attention_note="no compiler; install g++")
+    )
+    assert slow is not None
+    assert (slow.status, slow.advice) == ("warning", "no compiler; install g++")

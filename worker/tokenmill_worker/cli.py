@@ -221,7 +221,9 @@ def _served_model(settings: WorkerSettings, engine: Engine) -> ServedModel:
 def _identity(settings: WorkerSettings, engine: Engine, process: str) -> dict[str, str]:
     """What does not change while the worker runs. `process`: the same for all its leases."""
     parts = {"process": process, "partitions": str(settings.partitions)} if settings.partitions > 1 else {}
-    return parts | {
+    return {
+        **parts,
+        **engine.computing,
         "model": settings.model,
         "served_model_name": settings.served_model_name or settings.model,
         "queue": settings.queue,

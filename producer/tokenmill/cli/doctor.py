@@ -16,7 +16,13 @@ from tokenmill.cli.checks import (
 )
 from tokenmill.cli.exits import Exit, with_exit_codes
 from tokenmill.cli.options import json_option, queue_options
-from tokenmill.cli.queue_checks import look_at_dead_letters, look_at_orphans, look_at_quarantine, look_at_workers
+from tokenmill.cli.queue_checks import (
+    look_at_attention,
+    look_at_dead_letters,
+    look_at_orphans,
+    look_at_quarantine,
+    look_at_workers,
+)
 from tokenmill.cli.server_checks import Finding, Status, look_at_libraries
 from tokenmill.partitions import Partitions
 from tokenmill.wire.errors import TokenmillError
@@ -82,6 +88,8 @@ def _look_at_queue(url: str, queue: str, partitions: int) -> Iterator[Finding]:
         for store in stores:
             store.close()
     yield look_at_workers(statistics)
+    if attention := look_at_attention(statistics):
+        yield attention
     yield look_at_orphans(gone, statistics)
     yield look_at_quarantine(statistics)
     yield look_at_dead_letters(statistics)

@@ -1,6 +1,7 @@
 """What `tokenmill doctor` makes of a queue's statistics. Pure functions; they ask nobody."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from tokenmill.cli.server_checks import Finding
 from tokenmill.wire.keys import Lane
@@ -18,6 +19,22 @@ def look_at_workers(statistics: QueueStatistics) -> Finding:
         return Finding("workers", "warning", f"no sign of life from {', '.join(late)}", advice)
     shortest_s = min(worker.lease_left_s for worker in workers)
     return Finding("workers", "ok", f"{len(workers)} on queue {statistics.queue!r}, leases for {shortest_s:.0f} s more")
+
+
+def look_at_attention(statistics: QueueStatistics) -> Finding | None:
+    """What the workers say of how they compute; None where none of them runs a real model."""
+    backends = Counter(worker.info["attention_backend"] for worker in statistics.workers if _attends(worker.info))
+    if not backends:
+        return None
+    detail = ", ".join(f"{name} on {count}" for name, count in sorted(backends.items()))
+    notes = {worker.info.get("attention_note", "") for worker in statistics.workers} - {""}
+    if not notes:
+        return Finding("attention", "ok", detail)
+    return Finding("attention", "warning", f"{detail}: torch's own kernels stand in for faster ones", min(notes))
+
+
+def _attends(info: Mapping[str, str]) -> bool:
+    return bool(info.get("attention_backend"))
 
 
 def look_at_orphans(gone: Sequence[str], statistics: QueueStatistics) -> Finding:

@@ -64,7 +64,7 @@ def test_pages_that_held_nan_are_clean_when_another_row_gets_them() -> None:
 class LeakyBackend:
     """Attends over the whole row as if it were one sequence: what a model without our attention would do."""
 
-    name = "leaky"
+    name, note = "leaky", ""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec
@@ -76,7 +76,7 @@ class LeakyBackend:
 class WindowlessBackend:
     """Forgets the sliding window."""
 
-    name = "windowless"
+    name, note = "windowless", ""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec

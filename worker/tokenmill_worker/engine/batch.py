@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, overload
 
 import numpy as np
@@ -214,3 +215,4 @@ class Loaded(NamedTuple):
     runner: Runner
     tokenizer: Tokenizer
     default_params: Mapping[str, float | int]
+    computing: Mapping[str, str] = MappingProxyType({})  # how, for people: attention_backend and the like

@@ -57,6 +57,7 @@ class Engine:
         self.config = config
         self.tokenizer = loaded.tokenizer
         self.default_params: Mapping[str, float | int] = loaded.default_params
+        self.computing: Mapping[str, str] = loaded.computing
         self.max_model_len = min(loaded.runner.max_model_len, config.max_model_len or loaded.runner.max_model_len)
         self._runner = loaded.runner
         self._pages = Pages(

@@ -54,7 +54,7 @@ def load(config: EngineConfig) -> Loaded:
     )
     generation = adapter.model.generation_config
     tokenizer = _tokenizer(hf_tokenizer, _eos_token_ids(generation, hf_tokenizer), adapter.vocab_size)
-    return Loaded(runner, tokenizer, _default_params(generation))
+    return Loaded(runner, tokenizer, _default_params(generation), _computing(ready, config))
 
 
 def fingerprint(
@@ -166,6 +166,17 @@ class Ready(NamedTuple):
 
     adapter: Adapter
     fingerprint: str
+    tier: int = 0
+
+
+def _computing(ready: Ready, config: EngineConfig) -> dict[str, str]:
+    """What a worker publishes of how it computes; an empty note means that nothing stands in for something faster."""
+    return {
+        "attention_backend": ready.adapter.backend.name,
+        "attention_note": ready.adapter.backend.note,
+        "tier": str(ready.tier),
+        "quantization": config.quantization or "none",
+    }
 
 
 def _operated(folder: Path, config: EngineConfig, tokenizer: PreTrainedTokenizerBase | None) -> Ready:
@@ -184,7 +195,7 @@ def _operated(folder: Path, config: EngineConfig, tokenizer: PreTrainedTokenizer
         _logger.warning("Tier 1 does not work for this model, so it runs as it is: %s", _first_line(error))
         return ready._replace(adapter=_packed(_load_model(folder, config), config).adapter)
     _logger.info("Tier 1: %s", report)
-    return ready
+    return ready._replace(tier=1)
 
 
 def _operate(packed: Packed, config: EngineConfig) -> str:

@@ -34,6 +34,7 @@ class Backend(Protocol):
     """Stores the step's keys and values in their pages, and computes attention of a packed row."""
 
     name: str
+    note: str  # why it runs in place of a faster one; empty where it does not
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec

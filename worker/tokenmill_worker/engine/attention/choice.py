@@ -30,7 +30,7 @@ def backend_named(name: str, *, device: str = "cpu", cache_dir: Path = CACHE_DIR
         if name == "cpu":
             raise
         _warn(f"attention runs on torch's own kernels (sdpa), which are slower: {error}")
-        return SdpaBackend()
+        return SdpaBackend(note=str(error))
     return CpuBackend()
 
 

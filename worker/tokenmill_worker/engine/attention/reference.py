@@ -12,6 +12,7 @@ class ReferenceBackend:
     """For tests and for doubt. Reads everything back through the page table, fresh prompts too."""
 
     name = "reference"
+    note = ""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec

@@ -57,6 +57,9 @@ class Plan(NamedTuple):
 class SdpaBackend:
     name = "sdpa"
 
+    def __init__(self, note: str = "") -> None:
+        self.note = note
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec
     ) -> Tensor:

@@ -15,6 +15,7 @@ class CpuBackend:
     """The library must be loaded. What it does not know (float16, odd head dimensions) goes the way of SDPA."""
 
     name = "cpu"
+    note = ""
 
     def __init__(self) -> None:
         self._others = SdpaBackend()

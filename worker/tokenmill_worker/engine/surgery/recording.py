@@ -59,7 +59,7 @@ class _Witness:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.name = backend.name
+        self.name, self.note = backend.name, backend.note
         self.calls: list[_AttendCall] = []
 
     def attend(

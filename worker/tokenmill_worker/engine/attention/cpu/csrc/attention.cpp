@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -183,7 +184,9 @@ class Attention {
       static thread_local State<T> state;
       for (int64_t worker = begin; worker < end; ++worker) {
         for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < num_items;) {
-          attend(units_[item / layer_.kv_heads], item % layer_.kv_heads, state);
+          // What this thread is likely to take next: the others are at the items between.
+          const int64_t upcoming = std::min(item + num_workers, num_items - 1);
+          attend(units_[item / layer_.kv_heads], item % layer_.kv_heads, upcoming, state);
         }
       }
     });
@@ -222,20 +225,20 @@ class Attention {
     }
   }
 
-  void attend(const Unit& unit, int64_t head, State<T>& state) {
+  void attend(const Unit& unit, int64_t head, int64_t upcoming, State<T>& state) {
     const int64_t key_words = layer_.key_dim / P::PER_WORD;
     state.begin(unit.num_tokens * group_, key_words, layer_.value_dim);
     pack_queries(unit, head, state);
     const int32_t* page_ids = step_.page_ids + step_.page_starts[unit.row];
     const int64_t last_page = (unit.last_key - 1) / PAGE_SIZE;
     for (int64_t page = unit.first_key / PAGE_SIZE; page <= last_page; ++page) {
-      const int64_t next = page_ids[std::min(page + PAGES_AHEAD, last_page)];
+      const auto [next_keys, next_values] = tiles_ahead(unit, head, page + PAGES_AHEAD, last_page, upcoming);
       const T *keys = key_tile(page_ids[page], head), *values = value_tile(page_ids[page], head);
-      prefetch(key_tile(next, head), PAGE_SIZE * layer_.key_dim);
+      prefetch(next_keys, PAGE_SIZE * layer_.key_dim);
       for_rows(0, state.num_rows, [&]<int M>(int64_t m) {
         score_rows<T, M>(&state.queries[m], state.num_rows, keys, key_words, &state.scores[m * PAGE_SIZE]);
       });
-      prefetch(value_tile(next, head), PAGE_SIZE * layer_.value_dim);
+      prefetch(next_values, PAGE_SIZE * layer_.value_dim);
       for (int64_t m = 0; m < state.num_rows; ++m) weigh(unit, page * PAGE_SIZE, m, state);
       gather_values(unit, page * PAGE_SIZE, values, state);
     }
@@ -252,6 +255,21 @@ class Attention {
 
   const T* value_tile(int64_t page, int64_t head) const {
     return pages_.values + (page * layer_.kv_heads + head) * PAGE_SIZE * layer_.value_dim;
+  }
+
+  // Of page `page` of the unit, or, past its end, of as many pages into the upcoming item.
+  std::pair<const T*, const T*> tiles_ahead(const Unit& unit, int64_t head, int64_t page, int64_t last_page,
+                                            int64_t upcoming) const {
+    int64_t row = unit.row;
+    if (page > last_page) {
+      const Unit& other = units_[upcoming / layer_.kv_heads];
+      const int64_t other_last = (other.last_key - 1) / PAGE_SIZE;
+      page = std::min(other.first_key / PAGE_SIZE + page - last_page - 1, other_last);
+      row = other.row;
+      head = upcoming % layer_.kv_heads;
+    }
+    const int64_t id = step_.page_ids[step_.page_starts[row] + page];
+    return {key_tile(id, head), value_tile(id, head)};
   }
 
   // Pages lie anywhere, so the processor cannot guess which comes next. Into the second level: the first has too few

@@ -36,9 +36,10 @@ def decode(engine: Engine, num_rows: int) -> dict[str, float]:
     run_steps(engine, rows_of(engine, num_rows, 16), [4] * num_rows)
     with ModelClock(engine) as clock:
         run = run_steps(engine, rows_of(engine, num_rows, PROMPT_TOKENS), [OUTPUT_TOKENS] * num_rows)
+    ran = [step for step in run.steps if step.num_prefill_tokens or step.num_decode_tokens]  # not every step has rows
     timed = [
         (step.seconds, model_s)
-        for step, model_s in zip(run.steps, clock.steps, strict=True)
+        for step, model_s in zip(ran, clock.steps, strict=True)
         if step.num_prefill_tokens == 0 and step.num_decode_tokens == num_rows
     ][2:]
     step_s = median(seconds for seconds, _ in timed)

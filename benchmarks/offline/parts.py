@@ -1,4 +1,4 @@
-"""How much of each step the model's own ops take: its forward, and the drawing of tokens. The rest is host work."""
+"""How much of a step the model takes: its forward (with what prepares it) and the drawing of tokens."""
 
 import time
 from importlib import import_module
@@ -11,22 +11,19 @@ from tokenmill_worker.engine import Engine
 class ModelClock:
     """While entered, the seconds of each step that went by in the model's forward and in the sampler.
 
-    It looks through the engine to its model, which no user has to: hooks on the module, and the sampler's name.
+    It looks through the engine to its model, which no user has to: its adapter's forward, and the sampler's name.
     """
 
     def __init__(self, engine: Engine) -> None:
         runner: Any = engine._runner
-        self._model = runner._adapter.model
+        self._adapter = runner._adapter
+        self._forward = self._adapter.logits
         self._module: Any = import_module(type(runner).__module__)
         self._sample = self._module.sample
-        self._started_s = 0.0
         self.steps: list[float] = []
 
     def __enter__(self) -> Self:
-        self._hooks = [
-            self._model.register_forward_pre_hook(self._start),
-            self._model.register_forward_hook(self._stop),
-        ]
+        self._adapter.logits = self._timed_forward
         self._module.sample = self._timed_sample
         return self
 
@@ -34,14 +31,13 @@ class ModelClock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._module.sample = self._sample
-        for hook in self._hooks:
-            hook.remove()
+        self._adapter.logits = self._forward
 
-    def _start(self, *_: object) -> None:
-        self._started_s = time.perf_counter()
-
-    def _stop(self, *_: object) -> None:
-        self.steps.append(time.perf_counter() - self._started_s)
+    def _timed_forward(self, *args: Any) -> Any:
+        started_s = time.perf_counter()
+        logits = self._forward(*args)
+        self.steps.append(time.perf_counter() - started_s)
+        return logits
 
     def _timed_sample(self, *args: Any) -> Any:
         started_s = time.perf_counter()

@@ -21,7 +21,7 @@ from benchmarks.roofline import Roofline, linear_shapes
 from benchmarks.workload import long_text
 
 PROMPT_TOKENS = 128
-OUTPUT_TOKENS = 64
+OUTPUT_TOKENS = 64  # after the last row has joined
 
 
 def rows_of(engine: Engine, num: int, num_tokens: int) -> list[TokenIds]:
@@ -34,8 +34,9 @@ def rows_of(engine: Engine, num: int, num_tokens: int) -> list[TokenIds]:
 def decode(engine: Engine, num_rows: int) -> dict[str, float]:
     """Medians over the steps in which all rows decode."""
     run_steps(engine, rows_of(engine, num_rows, 16), [4] * num_rows)
+    num_output = OUTPUT_TOKENS + num_rows * PROMPT_TOKENS // engine.config.max_num_batched_tokens
     with ModelClock(engine) as clock:
-        run = run_steps(engine, rows_of(engine, num_rows, PROMPT_TOKENS), [OUTPUT_TOKENS] * num_rows)
+        run = run_steps(engine, rows_of(engine, num_rows, PROMPT_TOKENS), [num_output] * num_rows)
     ran = [step for step in run.steps if step.num_prefill_tokens or step.num_decode_tokens]  # not every step has rows
     timed = [
         (step.seconds, model_s)

@@ -1,20 +1,19 @@
 """Rotate, store, attend: a layer's attention from its joint q/k/v product on. Knows no model."""
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from tokenmill_worker.engine.attention.backend import AttentionSpec, Backend, KVPages
+from tokenmill_worker.engine.attention.backend import AttentionSpec, KVPages
 from tokenmill_worker.engine.attention.op import active, attention
 from tokenmill_worker.engine.attention.step import AttentionStep
 
 
-@runtime_checkable
-class RopeBackend(Backend, Protocol):
-    """A backend that does all of it in one call."""
+class RopeAttend(Protocol):
+    """The method `rope_attend` of a backend that does all of it in one call."""
 
-    def rope_attend(
+    def __call__(
         self,
         qkv: Tensor,
         cos: Tensor,
@@ -36,8 +35,9 @@ def rope_attention(
     The first R of a head's D values are rotated, value i together with value i + R / 2.
     """
     step, backend = active()
-    if isinstance(backend, RopeBackend):
-        attended = backend.rope_attend(qkv, cos, sin, pages, step, spec, num_heads)
+    rope_attend: RopeAttend | None = getattr(backend, "rope_attend", None)
+    if rope_attend is not None:
+        attended = rope_attend(qkv, cos, sin, pages, step, spec, num_heads)
         if attended is not None:
             return attended
     num_kv_heads, head_dim = pages.keys.shape[1], pages.keys.shape[3]

@@ -119,7 +119,13 @@ class Product {
     }
   }
 
-  // While the last block multiplies, the next panel is on its way from memory.
+  // While a panel is multiplied with several blocks, the next one is on its way from memory, each block's share of it.
+  Ahead ahead(const Panel& panel, int64_t block, int64_t num_blocks) const {
+    if (num_blocks == 1) return {panel.weights + kFetchAhead, weight_.packed.size(2), true};
+    int64_t share = weight_.panel_bytes() / num_blocks;
+    return {panel.weights + weight_.panel_bytes() + block * share, share / num_units_ + 1, false};
+  }
+
   void multiply(const Workspace& ready, int64_t index, int64_t begin, int64_t end) {
     Panel panel = weight_.panel(index);
     for (int64_t number = begin; number < end; ++number) {
@@ -131,8 +137,7 @@ class Product {
                   static_cast<char*>(output_.data_ptr()) + place * output_.element_size(),
                   weight_.num_columns,
                   is_float()};
-      bool is_last_of_many = number + 1 == end && end - begin > 1;
-      multiply_(block, panel, panel.weights + (is_last_of_many ? weight_.panel_bytes() : kFetchAhead));
+      multiply_(block, panel, ahead(panel, number - begin, end - begin));
     }
   }
 

@@ -41,8 +41,15 @@ struct Block {
 // `low` <= 0 <= `high` are a row's bounds. A row that holds an infinity or a NaN becomes NaN as a whole.
 RowScale row_scale(float low, float high, bool is_finite);
 
-// The product of one block with one panel. `ahead`: weights to fetch meanwhile, for whoever comes next.
-using Multiply = void (*)(const Block&, const Panel&, const uint8_t* ahead);
+// Weights to fetch from memory meanwhile, for whoever comes next: so many bytes with each unit, from there on.
+struct Ahead {
+  const uint8_t* from;
+  int64_t step;
+  bool is_stream;  // of the panel at work, which is read once: they need not come nearer than the second-level cache
+};
+
+// The product of one block with one panel.
+using Multiply = void (*)(const Block&, const Panel&, Ahead);
 
 // One row of x: `width` values, each to be multiplied by its factor unless `factors` is null.
 struct Row {

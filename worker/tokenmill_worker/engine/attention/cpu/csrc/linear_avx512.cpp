@@ -80,6 +80,19 @@ inline void add_products(__m512& sums, __m512i activations, __m512i weights) {
 inline __m512 as_float(__m512i sums) { return _mm512_cvtepi32_ps(sums); }
 inline __m512 as_float(__m512 sums) { return sums; }
 
+// At most 128 bytes are asked for with one unit, so these are all the lines there are.
+inline void fetch(Ahead& ahead) {
+  const uint8_t* last = ahead.from + ahead.step - 64;
+  if (ahead.is_stream) {
+    _mm_prefetch(ahead.from, _MM_HINT_T1);
+    _mm_prefetch(last, _MM_HINT_T1);
+  } else {
+    _mm_prefetch(ahead.from, _MM_HINT_T0);
+    _mm_prefetch(last, _MM_HINT_T0);
+  }
+  ahead.from += ahead.step;
+}
+
 template <int Rows, typename Sums>
 inline void finish(const Block& block, const Panel& panel, Sums (&sums)[Rows][2]) {
 #pragma GCC unroll 2
@@ -105,13 +118,12 @@ inline void add_unit(Sums (&sums)[Rows][2], const uint32_t* units, __m512i left,
 
 // Weights that the instruction takes as they lie: int8 with Sums = __m512i, bfloat16 with Sums = __m512.
 template <int Rows, typename Sums>
-void multiply_plain(const Block& block, const Panel& panel, const uint8_t* ahead) {
+void multiply_plain(const Block& block, const Panel& panel, Ahead ahead) {
   Sums sums[Rows][2] = {};
   const uint8_t* weights = panel.weights;
   const uint32_t* units = block.units;
-  for (int64_t unit = 0; unit < block.num_units; ++unit, units += Rows, weights += 128, ahead += 128) {
-    _mm_prefetch(ahead, _MM_HINT_T0);
-    _mm_prefetch(ahead + 64, _MM_HINT_T0);
+  for (int64_t unit = 0; unit < block.num_units; ++unit, units += Rows, weights += 128) {
+    fetch(ahead);
     add_unit<Rows>(sums, units, _mm512_loadu_si512(weights), _mm512_loadu_si512(weights + 64));
   }
   finish<Rows>(block, panel, sums);
@@ -139,7 +151,7 @@ struct Magnitudes {
 
 // Weights as signs and magnitudes, made bfloat16 by looking their two bytes up.
 template <int Rows>
-void multiply_w8a16(const Block& block, const Panel& panel, const uint8_t* ahead) {
+void multiply_w8a16(const Block& block, const Panel& panel, Ahead ahead) {
   static const Magnitudes magnitudes;
   const __m512i high0 = magnitudes.high[0], high1 = magnitudes.high[1];
   const __m512i low0 = magnitudes.low[0], low1 = magnitudes.low[1];
@@ -147,9 +159,9 @@ void multiply_w8a16(const Block& block, const Panel& panel, const uint8_t* ahead
   __m512 sums[Rows][2] = {};
   const uint8_t* weights = panel.weights;
   const uint32_t* units = block.units;
-  for (int64_t unit = 0; unit < block.num_units; ++unit, units += Rows, weights += 64, ahead += 64) {
+  for (int64_t unit = 0; unit < block.num_units; ++unit, units += Rows, weights += 64) {
     __m512i packed = _mm512_loadu_si512(weights);
-    _mm_prefetch(ahead, _MM_HINT_T0);
+    fetch(ahead);
     __m512i high = _mm512_permutex2var_epi8(high0, packed, high1);
     high = _mm512_ternarylogic_epi64(high, packed, sign, 0xf8);  // high | (packed & sign)
     __m512i low = _mm512_permutex2var_epi8(low0, packed, low1);
@@ -222,7 +234,7 @@ constexpr std::array<Multiply, kMaxRows> plain_of_rows(std::index_sequence<Index
   return {multiply_plain<static_cast<int>(Index) + 1, Sums>...};
 }
 
-void w8a8(const Block& block, const Panel& panel, const uint8_t* ahead) {
+void w8a8(const Block& block, const Panel& panel, Ahead ahead) {
   static constexpr auto kernels = plain_of_rows<__m512i>(Indexes());
   kernels[block.num_rows - 1](block, panel, ahead);
 }
@@ -234,12 +246,12 @@ constexpr std::array<Multiply, kMaxRows> w8a16_of_rows(std::index_sequence<Index
   return {multiply_w8a16<static_cast<int>(Index) + 1>...};
 }
 
-void w8a16(const Block& block, const Panel& panel, const uint8_t* ahead) {
+void w8a16(const Block& block, const Panel& panel, Ahead ahead) {
   static constexpr auto kernels = w8a16_of_rows(Indexes());
   kernels[block.num_rows - 1](block, panel, ahead);
 }
 
-void bf16(const Block& block, const Panel& panel, const uint8_t* ahead) {
+void bf16(const Block& block, const Panel& panel, Ahead ahead) {
   static constexpr auto kernels = plain_of_rows<__m512>(Indexes());
   kernels[block.num_rows - 1](block, panel, ahead);
 }

@@ -74,7 +74,7 @@ void store(const Block& block, const Panel& panel, int64_t row, int64_t column, 
   }
 }
 
-void w8a8(const Block& block, const Panel& panel, const uint8_t*) {
+void w8a8(const Block& block, const Panel& panel, Ahead) {
   for (int64_t row = 0; row < block.num_rows; ++row) {
     int32_t sums[kColumns] = {};
     for (int64_t unit = 0; unit < block.num_units; ++unit) {
@@ -112,13 +112,13 @@ void multiply_bfloat16(const Block& block, const Panel& panel, int64_t unit_byte
   }
 }
 
-void w8a16(const Block& block, const Panel& panel, const uint8_t*) {
+void w8a16(const Block& block, const Panel& panel, Ahead) {
   multiply_bfloat16(block, panel, 2 * kColumns, [](const uint8_t* weights, int64_t column, int64_t k) {
     return magnitude_and_sign(weights[pair_of(column) + k]);
   });
 }
 
-void bf16(const Block& block, const Panel& panel, const uint8_t*) {
+void bf16(const Block& block, const Panel& panel, Ahead) {
   multiply_bfloat16(block, panel, 4 * kColumns, [](const uint8_t* weights, int64_t column, int64_t k) {
     return from_bfloat16(reinterpret_cast<const uint16_t*>(weights)[2 * column + k]);
   });

@@ -196,6 +196,7 @@ def test_a_cancel_is_heard_while_nothing_is_published(
     publisher: Publisher, post: FakePost, holdings: Holdings, open_request: Callable[[str], None]
 ) -> None:
     open_request("q-1")
+    publisher.publish([])  # a step of a long prompt, say
     post.cancelled = ("q-1", "another-worker's")
     wait_until(lambda: holdings.endings() == [("q-1", "cancelled")], description="the cancel")
 

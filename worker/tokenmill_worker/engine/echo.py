@@ -116,7 +116,8 @@ class EchoRunner:
             os.abort()
         if _has_prompt_with(self._fail_on, batch):
             raise RuntimeError("the echo model was asked to fail on this prompt")
-        return sample(self._logits(batch), batch.samples)
+        rows = list(batch.samples)  # each is made when it is asked for
+        return sample(self._logits(batch, np.array([row.row for row in rows])), rows)
 
     def _copy_pages(self, batch: PackedBatch) -> None:
         for source, target in batch.page_copies:
@@ -141,28 +142,28 @@ class EchoRunner:
         slots: Indices = pages * PAGE_SIZE + positions % PAGE_SIZE
         return slots
 
-    def _logits(self, batch: PackedBatch) -> Floats:
+    def _logits(self, batch: PackedBatch, rows: Indices) -> Floats:
         """[S, 256]: eight likely bytes that continue valid UTF-8, the others far below."""
-        rows = np.array([sample.row for sample in batch.samples])
         last = batch.context_lens[rows].astype(np.int64) - 1
-        word = self._state[self._slots(batch, rows, last)]
         anywhere = (mix64s(last.astype(np.uint64)) % (last + 1).astype(np.uint64)).astype(np.int64)
-        word = mix64s(word ^ mix64s(self._state[self._slots(batch, rows, anywhere)]))  # every page is read in time
+        behind = last[:, None] - _BACK  # [S, 3]
+        slots = self._slots(batch, rows[:, None], np.column_stack([anywhere, np.maximum(behind, 0)]))  # [S, 4]
+        word = mix64s(self._state[slots[:, 1]] ^ mix64s(self._state[slots[:, 0]]))  # every page is read in time
         words = mix64s(word[:, None] + _STRIDES)  # [S, 8]
-        is_inside = self._is_inside_character(batch, rows, last)[:, None]
+        is_inside = _is_inside_character(self._token[slots[:, 1:]], behind >= 0)[:, None]
         byte = np.where(is_inside, _NEXT[words % np.uint64(len(_NEXT))], _FIRST[words % np.uint64(len(_FIRST))])
         logits: Floats = _UNLIKELY.repeat(len(rows), axis=0)
         logits[np.arange(len(rows))[:, None], byte] = _LIKELY + (words >> np.uint64(40)) * 2.0**-25
         return logits
 
-    def _is_inside_character(self, batch: PackedBatch, rows: Indices, last: Indices) -> NDArray[np.bool_]:
-        """Do the last tokens begin a character without ending it?"""
-        positions = last[:, None] - _BACK  # [S, 3]
-        length = _LENGTH[self._token[self._slots(batch, rows[:, None], np.maximum(positions, 0))]]
-        is_inside = (positions >= 0) & (length > _BACK + 1)
-        is_inside[:, 1:] &= np.logical_and.accumulate(length == 0, axis=1)[:, :2]  # only continuation bytes behind it
-        is_any: NDArray[np.bool_] = np.logical_or.reduce(is_inside, axis=1)
-        return is_any
+
+def _is_inside_character(tokens: NDArray[np.uint8], is_there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Do the last tokens [S, 3], from the last one back, begin a character without ending it?"""
+    length = _LENGTH[tokens]
+    is_inside = is_there & (length > _BACK + 1)
+    is_inside[:, 1:] &= np.logical_and.accumulate(length == 0, axis=1)[:, :2]  # only continuation bytes behind it
+    is_any: NDArray[np.bool_] = np.logical_or.reduce(is_inside, axis=1)
+    return is_any
 
 
 def _has_prompt_with(text: bytes, batch: PackedBatch) -> bool:

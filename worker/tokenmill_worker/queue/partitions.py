@@ -150,8 +150,8 @@ class Publishers(_Services):
             if request_id is not event.request_id:
                 event = event._replace(request_id=request_id)
             sorted_.setdefault(partition, []).append(event)
-        for partition, some in sorted_.items():
-            self._publishers[partition].publish(some)
+        for partition, publisher in enumerate(self._publishers):
+            publisher.publish(sorted_.get(partition, ()))
 
     def reject(self, tenure: Tenure, *, code: str, message: str, told: Sequence[ToldChoice] = ()) -> None:
         partition = self._holdings.partition_of(tenure)

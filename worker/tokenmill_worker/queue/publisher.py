@@ -82,8 +82,9 @@ class Publisher(Service):
         self._now_ms = now_ms
         self._settle_timeout_s = settle_timeout_s
         self._news = threading.Condition()
-        self._inbox: list[Admission | Rejected | TokenEvent] = []  # guarded by _news, as is the next
+        self._inbox: list[Admission | Rejected | TokenEvent] = []  # guarded by _news, as are the next two
         self._is_urgent = False
+        self._is_told = False  # of what is in the inbox
         self._outboxes: dict[str, Outbox | Rejected] = {}  # the thread's own, as is all that follows
         self._next_flush_s = self._rested_s = 0.0
         self._backoff = Backoff()
@@ -91,12 +92,15 @@ class Publisher(Service):
         self._statistics = PublisherStatistics()
 
     def open(self, admission: Admission) -> None:
-        """Before the first event of an admitted request."""
-        self._put([admission], is_urgent=False)
+        """Before the first event of an admitted request. The next `publish` wakes the thread, not this: it would take
+        the interpreter from the step that comes between.
+        """
+        with self._news:
+            self._inbox.append(admission)
 
     def publish(self, events: Sequence[TokenEvent]) -> None:
-        """A request's first token goes out at once, others within FLUSH_INTERVAL_S."""
-        if events:
+        """After every step. A request's first token goes out at once, others within FLUSH_INTERVAL_S."""
+        if events or (self._inbox and not self._is_told):
             self._put(events, is_urgent=any(event.offset == 0 and event.token_ids for event in events))
 
     def reject(self, tenure: Tenure, *, code: str, message: str, told: Sequence[ToldChoice] = ()) -> None:
@@ -109,10 +113,10 @@ class Publisher(Service):
 
     def _put(self, news: Sequence[Admission | Rejected | TokenEvent], *, is_urgent: bool) -> None:
         with self._news:
-            was_empty = not self._inbox
             self._inbox.extend(news)
             self._is_urgent |= is_urgent
-            if was_empty or is_urgent:
+            if is_urgent or not self._is_told:
+                self._is_told = True
                 self._news.notify()
 
     # The thread
@@ -172,7 +176,7 @@ class Publisher(Service):
 
     def _sort_inbox(self) -> None:
         with self._news:
-            inbox, self._inbox = self._inbox, []
+            inbox, self._inbox, self._is_told = self._inbox, [], False
         now_ms, now_s = self._now_ms(), time.monotonic()
         for news in inbox:
             if isinstance(news, Admission):

@@ -34,7 +34,7 @@ class Shape(NamedTuple):
 def linear_shapes(folder: Path) -> list[Shape]:
     """Of every linear of the model in this folder, in order, those of one group as one; no weight is loaded."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]  # transformers has no types here
     return grouped({name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)})
 
 

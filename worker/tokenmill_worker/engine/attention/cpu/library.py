@@ -36,7 +36,7 @@ def load(cache_dir: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = cached(folder, level) or _build(folder, level)
-        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]  # torch has no type for it
     except OSError as error:
         remedy = f"{folder} must be writable, and libraries must be allowed to run from there (setting cache_dir)"
         raise LibraryError(f"the library cannot be kept or loaded: {error}", remedy) from error

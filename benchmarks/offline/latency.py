@@ -2,9 +2,11 @@
 
 `of_bound` is the bound (benchmarks.roofline) over the step as measured: 1 would be linears at full speed and nothing
 else. `of_linears` sets the same step against the linears alone at that very number of rows. `host_ms` is what a step
-takes outside of the model's forward and of the drawing of tokens; both are model's ops.
+takes outside of the model's runner: scheduling, packing, text. Making the step's tensors and drawing are inside it, and
+counted by benchmarks.host_work.
 
-Caveats: contexts of 128 to 192 tokens, so attention is small; medians of pure decode steps, greedy.
+Caveats: bandwidth and rate are those of oneDNN's products; a kernel that beats them comes to more than 1 of the bound,
+and `read_gb_per_s` is then the figure to look at; contexts of 128 to 192 tokens, so attention is small; medians of pure decode steps, greedy.
 """
 
 import argparse

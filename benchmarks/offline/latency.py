@@ -6,7 +6,8 @@ takes outside of the model's runner: scheduling, packing, text. Making the step'
 counted by benchmarks.host_work.
 
 Caveats: bandwidth and rate are those of oneDNN's products; a kernel that beats them comes to more than 1 of the bound,
-and `read_gb_per_s` is then the figure to look at; contexts of 128 to 192 tokens, so attention is small; medians of pure decode steps, greedy.
+and `read_gb_per_s` is then the figure to look at. Contexts of 128 to 192 tokens, so attention is small; medians of pure
+decode steps, greedy.
 """
 
 import argparse

@@ -9,8 +9,9 @@ from tokenmill_worker.engine import Engine
 
 
 class ModelClock:
-    """While entered, the seconds of each step that went by in the model's forward, its tensors' making included, and in the sampler.
+    """While entered, the seconds of each step that went by in the model's forward and in the sampler.
 
+    The making of the step's tensors is part of the forward here.
     It looks through the engine to its model, which no user has to: its adapter's forward, and the sampler's name.
     """
 

@@ -8,9 +8,9 @@
         --rivals-python /tmp/others/bin/python
 
 Measured: enqueueing by submit_many onto a queue that nobody reads; end to end from the first submit to the last
-result; round trips of one request at a time on an idle queue; CPU a job of producer, worker and server; CPU shares
-while 256 and 1,024 requests stream 40 tokens a second each; with --queued, memory a request and the cost of fetching
-1,000 at a depth.
+result, a quarter of the requests each time; round trips of one request at a time on an idle queue; CPU a job of
+producer, worker and server; CPU shares while 256 and 1,024 requests stream 40 tokens a second each; with --queued,
+memory a request and the cost of fetching 1,000 at a depth.
 
 Caveats: a request is a prompt of 200 characters and one token of answer, a rival's job echoes 200 characters: neither
 does any work, so these are costs of queueing and no more. Producer, server and worker share this machine's cores, and
@@ -18,17 +18,18 @@ speak over loopback TCP. CPU times come in hundredths of a second, and are the b
 worker's main thread computes the echo model, which a device would do; `publisher` is what publishing costs beside it.
 When `tokens_per_s` falls short of 40 a request, the machine was too slow, and the shares are of what it did. arq and
 Celery want different versions of redis-py, hence two environments; each rival is tuned as its file says, and waited for
-by looking whether the keys of its results exist.
+by looking whether the keys of its results exist. Round trips and end to end are measured in turn, the same number for
+each, and compared round by round (the median of the rounds' ratios stands); whoever is not measured is stopped.
 """
 
 import argparse
-import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,8 +42,10 @@ from tokenmill.wire.keys import MAX_JOBS_PER_CALL, Keys, Lane
 from tokenmill.wire.store import Delivery, Held, Store, Transitions, connect
 
 from benchmarks.cpu import process_cpu_s, thread_cpu_s
-from benchmarks.report import RESULTS, print_json
-from benchmarks.rivals.common import percentile, timed_ms
+from benchmarks.report import keep_line, print_json
+from benchmarks.rivals.common import NUM_WARM_UP, POLL_S, awake, timed_ms
+from benchmarks.rivals.process import RivalProcess, rival_process
+from benchmarks.turns import Measured, in_turn, paired_ratios
 
 ROOT = Path(__file__).parents[1]
 PROMPT_LENGTH = 200
@@ -51,6 +54,7 @@ STEP_MS = 1000 // TOKENS_PER_S
 SECONDS_STREAMED = 10
 BATCH = 10_000  # requests of one submit_many
 NUM_FETCHED = 1_000
+LEASE_TTL_S = 300  # the worker is stopped while rivals are measured, and shall not lose its lease by that
 
 Figures = dict[str, float]
 
@@ -91,7 +95,11 @@ def worker(on: Bench, queue: str, *, model: str = "echo", max_num_seqs: int = 25
         "--max-num-batched-tokens": 8_192,
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    environment = os.environ | {"TOKENMILL_KV_CACHE_TOKENS": str(1 << 22), "TOKENMILL_ENABLE_PREFIX_CACHING": "false"}
+    environment = os.environ | {
+        "TOKENMILL_KV_CACHE_TOKENS": str(1 << 22),
+        "TOKENMILL_ENABLE_PREFIX_CACHING": "false",
+        "TOKENMILL_LEASE_TTL_S": str(LEASE_TTL_S),
+    }
     command = tied_to_us([sys.executable, "-m", "benchmarks.named_worker", "worker", *words])
     with TemporaryDirectory(prefix="tokenmill-bench-") as folder, (Path(folder) / "log").open("wb") as log:
         child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -111,7 +119,7 @@ def wait(is_true: Any, *, timeout_s: float = 600.0) -> None:
     while not is_true():
         if time.monotonic() > give_up_s:
             raise TimeoutError(f"not after {timeout_s:g} s")
-        time.sleep(0.01)
+        time.sleep(POLL_S)
 
 
 # --- enqueueing ---
@@ -144,20 +152,51 @@ def _enqueue_once(on: Bench, queue: str, num: int) -> Figures:
 # --- end to end ---
 
 
-def end_to_end(on: Bench, num: int, *, num_round_trips: int) -> Figures:
-    with worker(on, "e2e") as pid, Client(on.url, "e2e") as client:
-        _serve_all(client, requests(500))
-        server_s, worker_s, producer_s = on.cpu_s(), process_cpu_s(pid), time.process_time()
-        started_s = time.perf_counter()
-        _serve_all(client, requests(num))
-        figures = {
-            "end_to_end_per_s": num / (time.perf_counter() - started_s),
-            "job_producer_us": (time.process_time() - producer_s) / num * 1e6,
-            "job_worker_us": (process_cpu_s(pid) - worker_s) / num * 1e6,
-            "job_server_us": (on.cpu_s() - server_s) / num * 1e6,
+class Ours:
+    """One worker and one client of ours, as a contender; with the CPU a job of producer, worker and server."""
+
+    name = "tokenmill"
+
+    def __init__(self, on: Bench, client: Client, pid: int) -> None:
+        self._on = on
+        self._client = client
+        self._pid = pid
+
+    def round_trips(self, num: int) -> list[float]:
+        with awake(self._pid):
+            return timed_ms(lambda: _round_trip(self._client), num)
+
+    def end_to_end(self, num: int) -> Figures:
+        with awake(self._pid):
+            _serve_all(self._client, requests(NUM_WARM_UP))
+            before_s, started_s = self._cpu_s(), time.perf_counter()
+            _serve_all(self._client, requests(num))
+            taken_s = time.perf_counter() - started_s
+            spent = {name: (cpu_s - before_s[name]) / num * 1e6 for name, cpu_s in self._cpu_s().items()}
+        return {"end_to_end_per_s": num / taken_s, **spent}
+
+    def _cpu_s(self) -> Figures:
+        return {
+            "job_producer_us": time.process_time(),
+            "job_worker_us": process_cpu_s(self._pid),
+            "job_server_us": self._on.cpu_s(),
         }
-        times_ms = timed_ms(lambda: _round_trip(client), num_round_trips)
-    return figures | {f"round_trip_p{percent}_ms": percentile(times_ms, percent) for percent in (50, 95, 99)}
+
+
+def contest(
+    on: Bench, names: Sequence[str], interpreters: Sequence[str], *, num_rounds: int, num: int, num_round_trips: int
+) -> tuple[Measured, list[tuple[RivalProcess, float, Measured]]]:
+    """Ours, and of each rival itself, its enqueueing rate and its rounds."""
+    with ExitStack() as stack:
+        rivals = [stack.enter_context(rival_process(name, interpreters, on.url)) for name in names]
+        rates = [rival.enqueue(num) for rival in rivals]
+        pid = stack.enter_context(worker(on, "e2e"))
+        client = stack.enter_context(Client(on.url, "e2e"))
+        stack.callback(os.kill, pid, signal.SIGCONT)
+        sizes = {"num_rounds": num_rounds, "num_requests": num, "num_round_trips": num_round_trips}
+        ours, *theirs = in_turn([Ours(on, client, pid), *rivals], **sizes)
+    on.store.client.flushall()
+    return ours, list(zip(rivals, rates, theirs, strict=True))
 
 
 def _serve_all(client: Client, asked: Sequence[Mapping[str, object]]) -> None:
@@ -249,47 +288,22 @@ def _fetch(store: Store, transitions: Transitions) -> float:
     return seconds
 
 
-# --- rivals ---
-
-
-def rival(on: Bench, name: str, interpreters: Sequence[str], *, num: int, num_round_trips: int) -> dict[str, Any]:
-    """The figures of one rival, by the first of the interpreters that has it."""
-    interpreter = find_interpreter(name, interpreters)
-    sizes = ["--num-jobs", str(num), "--round-trips", str(num_round_trips)]
-    command = [interpreter, "-m", f"benchmarks.rivals.{name}_echo", "--redis", on.url, *sizes]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1_800)
-    on.store.client.flushall()
-    if run.returncode != 0:
-        raise RuntimeError(f"{name} failed: {run.stderr[-800:]}")
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
-
-
-def find_interpreter(package: str, interpreters: Sequence[str]) -> str:
-    for interpreter in interpreters:
-        if subprocess.run([interpreter, "-c", f"import {package}"], capture_output=True, check=False).returncode == 0:
-            return interpreter
-    raise SystemExit(
-        f"no interpreter given by --rivals-python has {package}; the module's docstring says how to make one"
-    )
-
-
 # --- report ---
 
 
-def ratios(ours: Figures, theirs: Mapping[str, Any]) -> Figures:
-    """Ours over the rival's; above 1 is better for rates, below 1 for times."""
-    names = ("enqueue_per_s", "end_to_end_per_s", "round_trip_p50_ms")
-    return {name: round(ours[name] / theirs[name], 3) for name in names}
+def comparison(figures: Figures, ours: Measured, rival: RivalProcess, rate: float, theirs: Measured) -> dict[str, Any]:
+    """A rival's figures; above 1 is better in `ours_over_theirs` for rates, below 1 for times."""
+    ratios = {"enqueue_per_s": round(figures["enqueue_per_s"] / rate, 3), **paired_ratios(ours, theirs)}
+    return {"enqueue_per_s": rate, **theirs.medians(), "packages": rival.packages, "ours_over_theirs": ratios}
 
 
-def print_figures(ours: Figures, rivals: Sequence[Mapping[str, Any]]) -> None:
+def print_figures(ours: Figures, rivals: Mapping[str, Mapping[str, Any]]) -> None:
     print()
     for name, value in ours.items():
         print(f"{name:<36}{value:>14,.3f}")
-    for theirs in rivals:
-        print(f"\n{theirs['rival']:<36}{'theirs':>14}{'ours / theirs':>16}")
-        for name, ratio in ratios(ours, theirs).items():
+    for rival, theirs in rivals.items():
+        print(f"\n{rival:<36}{'theirs':>14}{'ours / theirs':>16}")
+        for name, ratio in theirs["ours_over_theirs"].items():
             print(f"{name:<36}{theirs[name]:>14,.3f}{ratio:>16,.3f}")
     print()
 
@@ -297,8 +311,8 @@ def print_figures(ours: Figures, rivals: Sequence[Mapping[str, Any]]) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-requests", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=3, help="of enqueueing")
-    parser.add_argument("--round-trips", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=5, help="of each measurement")
+    parser.add_argument("--round-trips", type=int, default=200, help="in each round")
     parser.add_argument("--streams", default="256,1024", help="requests that stream at once; empty: leave it out")
     parser.add_argument("--queued", type=int, default=0, metavar="N", help="measure depths up to N as well")
     parser.add_argument("--rivals", default="", help="out of arq,celery,rq")
@@ -307,34 +321,33 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(on: Bench, args: argparse.Namespace) -> Figures:
-    figures = enqueue(on, args.num_requests, num_rounds=args.rounds)
-    figures |= end_to_end(on, args.num_requests, num_round_trips=args.round_trips)
-    for num in filter(None, args.streams.split(",")):
-        figures |= publishing(on, int(num))
-        on.store.client.flushall()
-    return figures | (depths(on, args.queued) if args.queued else {})
-
-
 def main() -> None:
     args = parse_arguments()
+    names = list(filter(None, args.rivals.split(",")))
+    sizes = {"num_rounds": args.rounds, "num": args.num_requests // 4, "num_round_trips": args.round_trips}
     with bench() as on:
-        figures = {name: round(value, 4) for name, value in measure(on, args).items()}
-        sizes = {"num": args.num_requests // 4, "num_round_trips": args.round_trips}
-        names = filter(None, args.rivals.split(","))
-        rivals = [rival(on, name, args.rivals_python, **sizes) for name in names]
-    print_figures(figures, rivals)
+        figures = enqueue(on, args.num_requests, num_rounds=args.rounds)
+        ours, rivals = contest(on, names, args.rivals_python, **sizes)
+        figures |= ours.medians()
+        for num in filter(None, args.streams.split(",")):
+            figures |= publishing(on, int(num))
+            on.store.client.flushall()
+        figures |= depths(on, args.queued) if args.queued else {}
+    figures = {name: round(value, 4) for name, value in figures.items()}
+    compared = {rival.name: comparison(figures, ours, rival, rate, theirs) for rival, rate, theirs in rivals}
+    print_figures(figures, compared)
     settings = {
         "num_requests": args.num_requests,
+        "num_in_turn": sizes["num"],
+        "num_round_trips": args.round_trips,
+        "num_rounds": args.rounds,
         "prompt_length": PROMPT_LENGTH,
         "max_tokens": 1,
         "appendfsync": "everysec",
     }
-    compared = {theirs["rival"]: {**theirs, "ours_over_theirs": ratios(figures, theirs)} for theirs in rivals}
     line = print_json("queue", {**figures, "rivals": compared}, settings)
     if args.keep:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "queue_echo_cpu.json").write_text(line + "\n")
+        keep_line("queue_echo_cpu", line)
 
 
 if __name__ == "__main__":

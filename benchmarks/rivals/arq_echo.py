@@ -8,7 +8,7 @@ import redis
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.worker import Worker
 
-from benchmarks.rivals.common import TEXT, figures, parse_arguments, print_line
+from benchmarks.rivals.common import TEXT, Rival, obey, parse_arguments
 
 MODULE = "benchmarks.rivals.arq_echo"
 CHUNK = 100
@@ -53,16 +53,15 @@ def main() -> None:
         return
     loop = asyncio.new_event_loop()
     pool = loop.run_until_complete(create_pool(RedisSettings.from_dsn(args.redis)))
-    found = figures(
-        num_jobs=args.num_jobs,
-        enqueue=lambda num: loop.run_until_complete(enqueue(pool, num)),
-        client=redis.Redis.from_url(args.redis),
+    rival = Rival(
+        name="arq",
         module=MODULE,
-        url=args.redis,
+        packages=["arq", "redis", "hiredis"],
+        client=redis.Redis.from_url(args.redis),
+        enqueue=lambda num: loop.run_until_complete(enqueue(pool, num)),
         round_trip=lambda: loop.run_until_complete(round_trip(pool)),
-        num_round_trips=args.round_trips,
     )
-    print_line("arq", found, ["arq", "redis", "hiredis"])
+    obey(rival, args.redis)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import redis
 from celery import Celery
 
-from benchmarks.rivals.common import TEXT, figures, parse_arguments, print_line
+from benchmarks.rivals.common import TEXT, Rival, obey, parse_arguments
 
 MODULE = "benchmarks.rivals.celery_echo"
 
@@ -52,16 +52,15 @@ def main() -> None:
     if args.serve:
         flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=ERROR"]
         sys.exit(app.worker_main(["worker", "--pool=solo", *flags]))
-    found = figures(
-        num_jobs=args.num_jobs,
-        enqueue=enqueue,
-        client=redis.Redis.from_url(args.redis),
+    rival = Rival(
+        name="celery",
         module=MODULE,
-        url=args.redis,
+        packages=["celery", "kombu", "redis", "hiredis"],
+        client=redis.Redis.from_url(args.redis),
+        enqueue=enqueue,
         round_trip=round_trip,
-        num_round_trips=args.round_trips,
     )
-    print_line("celery", found, ["celery", "kombu", "redis", "hiredis"])
+    obey(rival, args.redis)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import redis
 from rq import Queue, SimpleWorker
 
-from benchmarks.rivals.common import TEXT, figures, parse_arguments, print_line
+from benchmarks.rivals.common import TEXT, Rival, obey, parse_arguments
 
 MODULE = "benchmarks.rivals.rq_echo"
 CHUNK = 1_000
@@ -36,16 +36,15 @@ def main() -> None:
     if args.serve:
         SimpleWorker([queue], connection=client).work(logging_level="ERROR")
         return
-    found = figures(
-        num_jobs=args.num_jobs,
-        enqueue=lambda num: enqueue(queue, num),
-        client=client,
+    rival = Rival(
+        name="rq",
         module=MODULE,
-        url=args.redis,
+        packages=["rq", "redis", "hiredis"],
+        client=client,
+        enqueue=lambda num: enqueue(queue, num),
         round_trip=lambda: round_trip(queue),
-        num_round_trips=args.round_trips,
     )
-    print_line("rq", found, ["rq", "redis", "hiredis"])
+    obey(rival, args.redis)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 import os
 import sys
 import threading
+from typing import Any, cast
 
 import pytest
 
 from benchmarks.cpu import parse_stat, process_cpu_s, thread_cpu_s
-from benchmarks.queue import PROMPT_LENGTH, find_interpreter, print_figures, ratios, requests
-from benchmarks.rivals.common import percentile, timed_ms
+from benchmarks.queue import PROMPT_LENGTH, print_figures, requests
+from benchmarks.rivals.common import Rival, carry_out, percentile, timed_ms
+from benchmarks.rivals.process import find_interpreter
+from benchmarks.turns import in_turn, paired_ratios
 
 
 def test_a_stat_line_is_read_whatever_the_thread_is_called() -> None:
@@ -39,12 +42,49 @@ def test_the_warm_up_is_not_counted() -> None:
     assert len(calls) == 22
 
 
-def test_a_ratio_is_ours_over_theirs(capsys: pytest.CaptureFixture[str]) -> None:
-    ours = {"enqueue_per_s": 30_000.0, "end_to_end_per_s": 6_000.0, "round_trip_p50_ms": 1.2}
-    theirs = {"rival": "arq", "enqueue_per_s": 3_000.0, "end_to_end_per_s": 2_000.0, "round_trip_p50_ms": 2.4}
-    assert ratios(ours, theirs) == {"enqueue_per_s": 10.0, "end_to_end_per_s": 3.0, "round_trip_p50_ms": 0.5}
-    print_figures(ours, [theirs])
-    assert "arq" in capsys.readouterr().out
+class Recorded:
+    """A contender that writes down its turns; each round it is a tenth slower."""
+
+    def __init__(self, name: str, turns: list[str], *, speed: float) -> None:
+        self.name = name
+        self._turns = turns
+        self._speed = speed
+
+    def round_trips(self, num: int) -> list[float]:
+        self._turns.append(f"{self.name} {num} trips")
+        self._speed *= 0.9
+        return [1 / self._speed] * num
+
+    def end_to_end(self, num: int) -> dict[str, float]:
+        self._turns.append(f"{self.name} {num} jobs")
+        return {"end_to_end_per_s": 1000 * self._speed}
+
+
+def test_contenders_take_turns_and_do_the_same_work() -> None:
+    turns: list[str] = []
+    contenders = [Recorded("a", turns, speed=1.0), Recorded("b", turns, speed=1.0)]
+    in_turn(contenders, num_rounds=2, num_requests=30, num_round_trips=3)
+    assert turns[:4] == ["a 3 trips", "b 3 trips", "a 30 jobs", "b 30 jobs"]
+    assert turns[4:] == ["b 3 trips", "a 3 trips", "b 30 jobs", "a 30 jobs"]
+
+
+def test_drift_that_falls_on_both_leaves_the_ratio_as_it_is() -> None:
+    contenders = [Recorded("ours", [], speed=3.0), Recorded("theirs", [], speed=1.5)]
+    ours, theirs = in_turn(contenders, num_rounds=4, num_requests=1, num_round_trips=2)
+    assert ours.column("end_to_end_per_s")[0] > ours.column("end_to_end_per_s")[3]
+    assert paired_ratios(ours, theirs) == {"end_to_end_per_s": 2.0, "round_trip_p50_ms": 0.5}
+
+
+def test_a_table_names_the_rival_and_how_it_compares(capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = {"enqueue_per_s": 3_000.0, "ours_over_theirs": {"enqueue_per_s": 10.0}}
+    print_figures({"enqueue_per_s": 30_000.0}, {"arq": theirs})
+    assert "arq" in (shown := capsys.readouterr().out)
+    assert "10.000" in shown
+
+
+def test_an_order_is_carried_out_and_answered() -> None:
+    rival = Rival("none", "none", [], cast("Any", None), lambda num: [], lambda: None)
+    assert len(cast("list[float]", carry_out(rival, "round_trips", "7"))) == 7
 
 
 def test_the_first_interpreter_that_has_the_package_is_taken() -> None:

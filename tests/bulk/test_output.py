@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tokenmill.bulk.identity import Recipe
-from tokenmill.bulk.output import OutputError, OutputFile
+from tokenmill.bulk.output import OutputError, OutputFile, scratch_folder
 from tokenmill.bulk.rows import Fields
 
 RECIPE = Recipe(column="q", sampling={"max_tokens": 8})
@@ -126,6 +126,5 @@ def test_an_unwritable_place_is_told_clearly(tmp_path: Path) -> None:
 
 
 def test_scratch_left_by_a_killed_run_is_removed(tmp_path: Path) -> None:
-    with OutputFile(tmp_path / "out.jsonl", RECIPE) as output:
-        (output.scratch("server") / "old").write_text("")
-        assert list(output.scratch("server").iterdir()) == []
+    (scratch_folder(tmp_path / "out.jsonl", "server") / "old").write_text("")
+    assert list(scratch_folder(tmp_path / "out.jsonl", "server").iterdir()) == []

@@ -3,18 +3,19 @@
 import json
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenmill.bulk.execute import execute
 from tokenmill.bulk.identity import Recipe, seed_of
-from tokenmill.bulk.output import OutputFile
-from tokenmill.bulk.planner import Order, OutgoingRow, RunPlan
+from tokenmill.bulk.planner import OutgoingRow
 from tokenmill.bulk.progress import SilentView
-from tokenmill.bulk.prompts import make_renderer
 from tokenmill.bulk.rows import Fields
-from tokenmill.bulk.run import Answer, BulkRun, RunReport, SendStatus
+from tokenmill.bulk.run import Answer, RunReport, SendStatus
+from tokenmill.bulk.spec import InputSpec, Order, RunSpec
 
 
 class PowerCutError(Exception):
@@ -95,20 +96,19 @@ def run(
     """One run into `out.jsonl` beside the input; `queue` None: a run that must not need one."""
     recipe = recipe or Recipe(column="q")
 
-    def connect() -> FakeQueue:
+    def connect(run_id: str) -> AbstractContextManager[FakeQueue]:
         assert queue is not None, "connected although nothing was missing"
-        return queue
+        return nullcontext(queue)
 
-    plan = RunPlan(
-        input_path=path,
+    spec = RunSpec(
+        input=InputSpec(paths=(str(path),)),
+        out=str(path.with_name("out.jsonl")),
         recipe=recipe,
-        make_prompt=make_renderer(column=recipe.column, template=recipe.template, is_raw=recipe.is_raw),
         limit=limit,
         window=window,
         order=order,
     )
-    with OutputFile(path.with_name("out.jsonl"), recipe) as output:
-        return BulkRun(plan, output, connect, SilentView()).run()
+    return execute(spec, queue_factory=connect, view=SilentView())
 
 
 def lines_of(path: Path) -> list[Fields]:

@@ -7,7 +7,8 @@ are told apart by counting: the second of two equal rows is always "the second",
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from tokenmill.bulk.rows import JSON, Fields
 
@@ -18,29 +19,51 @@ SEED_BITS = 53  # the integers that every JSON reader of every language keeps ex
 class Recipe:
     """All that decides a completion beside the row itself. `model` None: whatever the queue serves.
 
-    `sampling` holds only what was asked for, by the names of the wire's SamplingParams.
+    `sampling` holds only what was asked for, by the names of the wire's SamplingParams; `parameters` names the columns
+    that hold a row's own (parameter -> column). `id_column`: rows are known by that column and not by their content.
     """
 
     column: str | None = None
     template: str | None = None
+    system: str | None = None
     is_raw: bool = False
     model: str | None = None
     dtype: str | None = None
     sampling: Mapping[str, JSON] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    id_column: str | None = None
+    samples: int = 1
 
     def describe(self) -> Fields:
-        """As JSON, for the manifest and for the hash."""
-        return {**asdict(self), "sampling": dict(self.sampling)}
+        """As JSON, for the manifest and for the hash.
+
+        What came after version 0.1 is left out while it is not used, so that it changes no row's name.
+        """
+        values = {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+        return {name: value for name, value in values.items() if value != _LATER.get(name, _NEVER)}
 
     def differences(self, earlier: Fields) -> list[str]:
         """What differs from an earlier run's `describe()`, in words, one line each."""
-        mine = self.describe()
-        names = [each.name for each in fields(self) if each.name != "sampling"]
-        changes = [_change(name, earlier.get(name), mine[name]) for name in names]
-        before = earlier.get("sampling")
-        before = before if isinstance(before, dict) else {}
-        changes += [_change(name, before.get(name), self.sampling.get(name)) for name in {*before, *self.sampling}]
+        before, now = {**_LATER, **earlier}, {**_LATER, **self.describe()}
+        names = [each.name for each in fields(self) if each.name not in _MAPPINGS]
+        changes = [_change(name, before.get(name), now[name]) for name in names]
+        for mapping in _MAPPINGS:
+            old, new = _mapping(before.get(mapping)), _mapping(now[mapping])
+            changes += [_change(name, old.get(name), new.get(name)) for name in {*old, *new}]
         return sorted(change for change in changes if change is not None)
+
+
+_NEVER = object()
+_MAPPINGS = ("sampling", "parameters")
+_LATER: Fields = {"system": None, "parameters": {}, "id_column": None, "samples": 1}
+
+
+def _plain(value: Any) -> JSON:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _mapping(value: JSON) -> Fields:
+    return value if isinstance(value, dict) else {}
 
 
 def _change(name: str, before: JSON, now: JSON) -> str | None:

@@ -34,13 +34,26 @@ def encode_line(value: Fields) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
+def folder_of(path: Path) -> Path:
+    """What belongs to an output file and is no row: the lock, the manifest, reports, scratch."""
+    return path.with_name(path.name + ".tokenmill")
+
+
+def scratch_folder(path: Path, name: str) -> Path:
+    """An empty folder for what lives no longer than the run; what a killed run left there is removed."""
+    folder = folder_of(path) / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
 class OutputFile:
     """A run's output, open for appending; a context manager. A second run on the same file is refused."""
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         """OutputError: locked, not ours, made by another recipe, or not writable."""
         self.path = path
-        self.folder = path.with_name(path.name + ".tokenmill")
+        self.folder = folder_of(path)
         self.errors_path = path.with_suffix(".errors" + path.suffix)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,13 +125,6 @@ class OutputFile:
         os.replace(target, self.path)
         os.close(self._file)
         self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-
-    def scratch(self, name: str) -> Path:
-        """An empty folder for what lives no longer than the run; what a killed run left there is removed."""
-        path = self.folder / name
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
-        return path
 
     def _acquire_lock(self) -> int:
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -1,30 +1,16 @@
 """Which rows of an input are still missing, each with its request ready to send. Knows the ledger, no queue."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from tokenmill.bulk.identity import Recipe, canonical, content_hash, recipe_digest, row_hash, seed_of
+from tokenmill.bulk.identity import canonical, content_hash, recipe_digest, row_hash, seed_of
 from tokenmill.bulk.ledger import Ledger
-from tokenmill.bulk.prompts import PromptError, Renderer
+from tokenmill.bulk.prompts import PromptError, make_renderer
 from tokenmill.bulk.rows import BadRow, Fields, Row, read_rows
+from tokenmill.bulk.spec import RunSpec
 from tokenmill.wire.errors import InvalidRequestError
 from tokenmill.wire.messages import Request
-
-Order = Literal["input", "completion"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunPlan:
-    """What to do. `make_prompt` and `recipe` belong together: the recipe is what the row hash knows of the prompt."""
-
-    input_path: Path
-    recipe: Recipe
-    make_prompt: Renderer
-    limit: int | None = None
-    window: int = 256
-    order: Order = "input"
 
 
 class OutgoingRow(NamedTuple):
@@ -42,27 +28,34 @@ class OutgoingRow(NamedTuple):
         return f"{base}~{self.attempt}" if self.attempt else base
 
 
+def input_path(spec: RunSpec) -> Path:
+    (path,) = spec.input.paths
+    return Path(path)
+
+
 class Planner:
     """Goes through the input once. Done rows are counted by `on_skip`, rows that can never run go to `on_refuse`."""
 
     def __init__(
         self,
-        plan: RunPlan,
+        spec: RunSpec,
         run_id: str,
         ledger: Ledger,
         *,
         on_skip: Callable[[], None],
         on_refuse: Callable[[BadRow, str], None],
     ) -> None:
-        self._plan = plan
+        self._spec = spec
         self._run_id = run_id
         self._ledger = ledger
-        self._recipe = recipe_digest(plan.recipe)
+        recipe = spec.recipe
+        self._make_prompt = make_renderer(column=recipe.column, template=recipe.template, is_raw=recipe.is_raw)
+        self._recipe = recipe_digest(recipe)
         self._on_skip = on_skip
         self._on_refuse = on_refuse
 
     def missing_rows(self) -> Iterator[OutgoingRow]:
-        for row in read_rows(self._plan.input_path, limit=self._plan.limit):
+        for row in read_rows(input_path(self._spec), limit=self._spec.limit):
             outgoing = self._plan_row(row)
             if outgoing is not None:
                 yield outgoing
@@ -82,7 +75,7 @@ class Planner:
     def _identify(self, row: Row) -> str:
         content = content_hash(self._recipe, row.fields)
         name = row_hash(content, self._ledger.see(content))
-        if self._plan.order == "input":
+        if self._spec.order == "input":
             self._ledger.place(row.number, name)
         return name
 
@@ -96,11 +89,11 @@ class Planner:
         return OutgoingRow(self._run_id, row, name, request)
 
     def _request(self, fields: Fields, name: str) -> Request:
-        prompt = self._plan.make_prompt(fields)
+        prompt = self._make_prompt(fields)
         try:
             canonical(prompt)
         except ValueError as error:  # a template may make what a row may not hold
             raise PromptError(f"the prompt is no Unicode text: {error}") from error
-        recipe = self._plan.recipe
+        recipe = self._spec.recipe
         settings = {"seed": seed_of(name), "model": recipe.model, **recipe.sampling}
         return Request.build(**prompt, **settings, group=self._run_id, priority="bulk", stream="final")

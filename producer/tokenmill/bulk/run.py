@@ -16,13 +16,15 @@ from typing import Literal, Protocol
 from tokenmill.bulk.identity import custom_id_of
 from tokenmill.bulk.ledger import Ledger
 from tokenmill.bulk.output import OutputFile
-from tokenmill.bulk.planner import OutgoingRow, Planner, RunPlan
+from tokenmill.bulk.planner import OutgoingRow, Planner, input_path
 from tokenmill.bulk.progress import ProgressView, Tally
 from tokenmill.bulk.rows import BadRow, Fields, count_rows
+from tokenmill.bulk.spec import RunSpec
 
 SYNC_ROWS = 256  # rows that a power cut may cost at most ...
 SYNC_INTERVAL_S = 1.0  # ... or this much time's worth: whichever comes first
 WAIT_S = 0.5  # how long one wait for answers may take: bounds the reaction to Ctrl-C and to a dead worker
+DEFAULT_WINDOW = 256  # four workers' worth of 64 rows: none of them waits for this process
 UPDATE_ROWS = 1_000  # while rows are only skipped, the screen is refreshed this often
 
 
@@ -76,6 +78,7 @@ class RunReport:
     elapsed_s: float
     out: str
     errors: str | None
+    is_stopped: bool = False  # somebody asked for it: rows may be missing, the next run does them
 
     def describe(self) -> Fields:
         return {**asdict(self), "finish_reasons": dict(self.finish_reasons)}
@@ -85,9 +88,17 @@ class BulkRun:
     """Owns the rows in flight. `connect` is called once, when the first missing row is found."""
 
     def __init__(
-        self, plan: RunPlan, output: OutputFile, connect: Callable[[], RequestQueue], view: ProgressView
+        self,
+        spec: RunSpec,
+        output: OutputFile,
+        connect: Callable[[], RequestQueue],
+        view: ProgressView,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._plan = plan
+        self._spec = spec
+        self._should_stop = should_stop
+        self._is_stopped = False
         self._output = output
         self._connect = connect
         self._view = view
@@ -97,12 +108,13 @@ class BulkRun:
         self._unsynced_ids: list[str] = []
         self._synced_s = time.monotonic()
         self._elapsed_s = 0.0
+        self._window = spec.window or DEFAULT_WINDOW
 
     def run(self) -> RunReport:
         self._ledger = Ledger(self._output.folder / "ledger.sqlite")
         try:
             self._load_done_rows()
-            self._tally.num_rows = count_rows(self._plan.input_path, limit=self._plan.limit)
+            self._tally.num_rows = count_rows(input_path(self._spec), limit=self._spec.limit)
             self._work()
             self._put_in_order()
         finally:
@@ -127,11 +139,14 @@ class BulkRun:
 
     def _planner(self) -> Planner:
         run_id = self._output.run_id
-        return Planner(self._plan, run_id, self._ledger, on_skip=self._count_skipped, on_refuse=self._refuse)
+        return Planner(self._spec, run_id, self._ledger, on_skip=self._count_skipped, on_refuse=self._refuse)
 
     def _drive(self, queue: RequestQueue, missing: Iterator[OutgoingRow]) -> None:
         self._fill(queue, missing)
         while self._in_flight or self._unsent:
+            if self._should_stop():
+                self._is_stopped = True
+                break
             for answer in queue.wait(WAIT_S):
                 self._settle(answer)
             if self._is_sync_due():
@@ -157,7 +172,7 @@ class BulkRun:
     # --- rows out and back ---
 
     def _fill(self, queue: RequestQueue, missing: Iterator[OutgoingRow]) -> None:
-        while len(self._in_flight) + len(self._unsent) < self._plan.window:
+        while len(self._in_flight) + len(self._unsent) < self._window:
             row = next(missing, None)
             if row is None:
                 break
@@ -220,7 +235,7 @@ class BulkRun:
             self._unsynced_ids = []
 
     def _put_in_order(self) -> None:
-        if self._plan.order == "input" and not _is_ascending(self._ledger.starts_in_input_order()):
+        if self._spec.order == "input" and not _is_ascending(self._ledger.starts_in_input_order()):
             self._output.reorder(self._ledger.starts_in_input_order())
 
     def _report(self) -> RunReport:
@@ -236,6 +251,7 @@ class BulkRun:
             elapsed_s=round(self._elapsed_s, 3),
             out=str(self._output.path),
             errors=str(self._output.errors_path) if tally.num_failed else None,
+            is_stopped=self._is_stopped,
         )
 
 

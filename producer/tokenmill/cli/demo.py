@@ -13,13 +13,11 @@ from pathlib import Path
 
 import click
 
-from tokenmill.bulk.connection import QueueConnection
+from tokenmill.bulk.execute import execute
 from tokenmill.bulk.identity import Recipe
-from tokenmill.bulk.output import OutputFile
-from tokenmill.bulk.planner import RunPlan
 from tokenmill.bulk.progress import choose_view
-from tokenmill.bulk.prompts import make_renderer
-from tokenmill.bulk.run import BulkRun, RunReport
+from tokenmill.bulk.run import RunReport
+from tokenmill.bulk.spec import InputSpec, RunSpec
 from tokenmill.cli.checks import look_at_model
 from tokenmill.cli.exits import Exit, fail, with_exit_codes
 from tokenmill.cli.local import LocalWorker, LocalWorkerError, local_worker
@@ -134,14 +132,10 @@ async def _stream_one(client: AsyncClient, screen: AnswerScreen, number: int) ->
 
 def _run_bulk(worker: LocalWorker, out: Path) -> RunReport:
     recipe = Recipe(sampling={"max_tokens": BULK_TOKENS, "temperature": 0.0})
-    with (
-        as_file(files("tokenmill.cli") / "demo_prompts.jsonl") as prompts,
-        OutputFile(out, recipe) as output,
-        QueueConnection(worker.url, group=output.run_id, on_idle=worker.check) as queue,
-    ):
-        plan = RunPlan(input_path=prompts, recipe=recipe, make_prompt=make_renderer())
+    with as_file(files("tokenmill.cli") / "demo_prompts.jsonl") as prompts:
+        spec = RunSpec(input=InputSpec(paths=(str(prompts),)), out=str(out), recipe=recipe)
         view = choose_view(sys.stdout, can_redraw=can_redraw(sys.stdout))
-        return BulkRun(plan, output, lambda: queue, view).run()
+        return execute(spec, queue_factory=worker.connect_queue, view=view)
 
 
 def _show_rows(out: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tokenmill.bulk.connection import QueueConnection
+from tokenmill.bulk.partitioned import PartitionedQueue, connect_queue
 from tokenmill.client import Client
 from tokenmill.embedded import embedded_server
 from tokenmill.lifeline import tied_to_us
@@ -33,8 +35,11 @@ class LocalWorkerError(TokenmillError):
 class LocalWorker:
     """The worker child of the server at `url`. `check` restarts one that died; LocalWorkerError when that is no use."""
 
-    def __init__(self, url: str, arguments: Sequence[str], *, log: Path, is_serving: Callable[[], bool]) -> None:
+    def __init__(
+        self, url: str, arguments: Sequence[str], *, partitions: int, log: Path, is_serving: Callable[[], bool]
+    ) -> None:
         self.url = url
+        self._partitions = partitions
         self._log = log
         self._arguments = ["--redis", url, *arguments]
         self._is_serving = is_serving
@@ -57,6 +62,10 @@ class LocalWorker:
         while not self._has_served:
             self.check()
             time.sleep(READY_POLL_S)
+
+    def connect_queue(self, group: str) -> QueueConnection | PartitionedQueue:
+        """A run's connection; it looks after this worker while it waits."""
+        return connect_queue(self.url, LOCAL_QUEUE, self._partitions, group=group, on_idle=self.check)
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL for what is still there after the grace time."""
@@ -107,7 +116,11 @@ def local_worker(
     data = folder / "server"
     log = folder / "worker.log"
     with embedded_server(data_dir=data) as url, Client(url, partitions=partitions) as client:
-        worker = LocalWorker(url, arguments, log=log, is_serving=lambda: bool(client.statistics().workers))
+
+        def is_serving() -> bool:
+            return bool(client.statistics().workers)
+
+        worker = LocalWorker(url, arguments, partitions=partitions, log=log, is_serving=is_serving)
         try:
             yield worker
         finally:

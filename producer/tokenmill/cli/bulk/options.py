@@ -1,0 +1,92 @@
+"""The options that make a run's spec, in groups which `run` and `submit` share. Knows no queue and no rows."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from tokenmill.bulk.identity import Recipe
+from tokenmill.bulk.spec import InputSpec, QueueSpec, RunSpec
+from tokenmill.cli.options import sampling_of, sampling_options
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
+
+_FILES: tuple[Option, ...] = (
+    click.argument("input_path", metavar="INPUT", type=click.Path(exists=True, dir_okay=False, path_type=Path)),
+    click.option(
+        "--out",
+        required=True,
+        metavar="OUT",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Where the rows go, as JSONL.",
+    ),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows of the input."),
+)
+_PROMPTS: tuple[Option, ...] = (
+    click.option("--column", metavar="C", help="The column that holds the prompt."),
+    click.option(
+        "--template", metavar="T", help="A Jinja2 template over the row's columns; @FILE reads it from a file."
+    ),
+    click.option("--raw", "is_raw", is_flag=True, help="Send the prompt as it is, without the model's chat template."),
+    sampling_options,
+)
+_RUN: tuple[Option, ...] = (
+    click.option(
+        "--order",
+        type=click.Choice(["input", "completion"]),
+        default="input",
+        show_default=True,
+        help="Of the finished file; while it grows, rows are in the order in which they finish.",
+    ),
+    click.option("--window", type=click.IntRange(min=1), metavar="N", help="Rows in flight."),
+)
+
+
+def spec_options(function: Function) -> Function:
+    """All that `spec_of` reads, but the model and the queue."""
+    for option in reversed((*_FILES, *_PROMPTS, *_RUN)):
+        function = option(function)
+    return function
+
+
+def spec_of(options: Mapping[str, Any], *, model: str | None) -> RunSpec:
+    """The run that the options ask for; UsageError when they contradict each other."""
+    _check(options)
+    return RunSpec(
+        input=InputSpec(paths=(str(options["input_path"]),)),
+        out=str(options["out"]),
+        recipe=_recipe(options, model=model),
+        limit=options["limit"],
+        window=options["window"],
+        order=options["order"],
+        queue=QueueSpec(name=options["queue"], partitions=options["partitions"]),
+    )
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    if options["column"] is not None and options["template"] is not None:
+        raise click.UsageError("--column and --template exclude each other")
+    if options["input_path"].resolve() == options["out"].resolve():
+        raise click.UsageError("INPUT and --out are the same file")
+
+
+def _recipe(options: Mapping[str, Any], *, model: str | None) -> Recipe:
+    return Recipe(
+        column=options["column"],
+        template=_template(options["template"]),
+        is_raw=options["is_raw"],
+        model=model,
+        dtype=options.get("dtype"),
+        sampling=sampling_of(options),
+    )
+
+
+def _template(template: str | None) -> str | None:
+    if template is None or not template.startswith("@"):
+        return template
+    try:
+        return Path(template[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--template {template}: {error}") from error

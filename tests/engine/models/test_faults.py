@@ -28,8 +28,10 @@ def poisoned_model() -> PreTrainedModel:
     return model
 
 
-def make_engine(model: PreTrainedModel, *, num_pages: int, max_num_batched_tokens: int = 64) -> Engine:
-    adapter = Adapter(model, backend_named("sdpa"))
+def make_engine(
+    model: PreTrainedModel, *, num_pages: int, max_num_batched_tokens: int = 64, backend: str = "sdpa"
+) -> Engine:
+    adapter = Adapter(model, backend_named(backend))
     runner = ModelRunner(adapter, num_pages=num_pages, max_model_len=256, fingerprint="test")
     config = EngineConfig(max_num_batched_tokens=max_num_batched_tokens)
     return Engine(config, runner=runner, tokenizer=NoTokenizer(vocab_size=VOCAB, eos_token_ids=[]))
@@ -51,10 +53,11 @@ def test_a_row_with_nan_logits_fails_and_its_neighbours_go_on() -> None:
     assert outputs[1].error.code == "non_finite_logits"
 
 
-def test_pages_that_held_nan_are_clean_when_another_row_gets_them() -> None:
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "cpu"])
+def test_what_a_row_of_nan_left_in_pages_does_not_reach_who_gets_them(backend: str) -> None:
     model = poisoned_model()
     expected = make_engine(model, num_pages=4).generate([prompt(9)], GREEDY)[0].token_ids
-    engine = make_engine(model, num_pages=4, max_num_batched_tokens=100)
+    engine = make_engine(model, num_pages=4, max_num_batched_tokens=100, backend=backend)
     engine.add_request(EngineRequest(request_id="bad", prompt_token_ids=[POISON] * 110, params=GREEDY))
     engine.step()  # a chunk of NaN lies in every page, and no logits have told of it yet
     engine.drop("bad")

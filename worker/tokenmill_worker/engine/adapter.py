@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from tokenmill_worker.engine.api import ModelError
-from tokenmill_worker.engine.attention import AttentionSpec, AttentionStep, Backend, KVPages, activate, attention
+from tokenmill_worker.engine.attention import (
+    AttentionSpec,
+    AttentionStep,
+    Backend,
+    KVPages,
+    activate,
+    attention,
+    needs_clean_pages,
+)
 from tokenmill_worker.engine.batch import PAGE_SIZE, PackedBatch
 from tokenmill_worker.engine.kv_pool import KVPool, LayerShape
 
@@ -49,6 +57,7 @@ class Adapter:
         self.passes_window: bool = probe.has_window
         self._modules: list[tuple[nn.Module, int]] = probe.bindings
         self._pool: KVPool | None = None
+        self._needs_clean_pages = True
 
     @property
     def attention_modules(self) -> list[nn.Module]:
@@ -63,6 +72,7 @@ class Adapter:
     def bind(self, pool: KVPool) -> None:
         """From now on the model's attention reads and writes this pool."""
         self._pool = pool
+        self._needs_clean_pages = needs_clean_pages(self.backend, pool.layers)
         for module, layer in self._modules:
             module._kv = pool.layers[layer]  # type: ignore[assignment]  # plain data: no parameter, no buffer
 
@@ -97,6 +107,8 @@ class Adapter:
         if batch.page_copies:
             sources, targets = torch.as_tensor(list(batch.page_copies), device=self.device).unbind(1)
             self._pool.copy(sources, targets)
+        if not self._needs_clean_pages:
+            return
         begun = batch.slots[batch.slots % PAGE_SIZE == 0] // PAGE_SIZE
         if len(begun):
             self._pool.clear(torch.as_tensor(begun.astype(np.int64), device=self.device))

@@ -25,7 +25,8 @@ class LayerShape(NamedTuple):
 class KVPool:
     """Pages for every layer. Layers of one shape share a tensor, so that a page is copied or cleared at once.
 
-    Memory comes uninitialized, and on the CPU is not even taken before its first use: a page is cleared when begun.
+    Memory comes uninitialized, and on the CPU is not even taken before its first use: a page is cleared when begun,
+    unless attention reads only what was stored (attention/backend.py).
     """
 
     def __init__(

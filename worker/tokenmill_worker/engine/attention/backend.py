@@ -1,5 +1,6 @@
 """What every attention backend is given and must do. Knows no kernel."""
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -30,6 +31,14 @@ class AttentionSpec(NamedTuple):
     sinks: Tensor | None = None
 
 
+class ReadsOnlyStored(Protocol):
+    """The method `reads_only_stored` of a backend for whose pages nobody has to clear what others left there."""
+
+    def __call__(self, pages: KVPages) -> bool:
+        """Whether slots without a token of the row's own are never read, not even to be masked."""
+        ...
+
+
 class Backend(Protocol):
     """Stores the step's keys and values in their pages, and computes attention of a packed row."""
 
@@ -45,6 +54,11 @@ class Backend(Protocol):
         because a masked NaN is still a NaN.
         """
         ...
+
+
+def needs_clean_pages(backend: Backend, layers: Iterable[KVPages]) -> bool:
+    reads_only_stored: ReadsOnlyStored | None = getattr(backend, "reads_only_stored", None)
+    return reads_only_stored is None or not all(map(reads_only_stored, layers))
 
 
 def store(pages: KVPages, step: AttentionStep, key: Tensor, value: Tensor) -> None:

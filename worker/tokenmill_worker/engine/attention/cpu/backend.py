@@ -28,6 +28,9 @@ class CpuBackend:
         result: Tensor = torch.ops.tokenmill_cpu.attention(query, key, value, *pages, *indices(step), *spec)
         return result
 
+    def reads_only_stored(self, pages: KVPages) -> bool:
+        return knows(pages)
+
     def rope_attend(
         self,
         qkv: Tensor,

@@ -9,8 +9,7 @@ from tokenmill.bulk.planner import OutgoingRow
 from tokenmill.bulk.rows import Row
 from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.keys import Keys, Lane
-from tokenmill.wire.messages import Request
-from tokenmill.wire.store import BeginReply, Store
+from tokenmill.wire.store import BeginReply, Store, Submission
 
 from tests.support.hands import Hands, delta, done, failed, hash_fields
 
@@ -18,8 +17,9 @@ RUN = "run-1"
 
 
 def row(name: str, *, attempt: int = 0) -> OutgoingRow:
-    request = Request.build(prompt=name, max_tokens=2, group=RUN, priority="bulk", stream="final")
-    return OutgoingRow(RUN, Row(1, {"q": name}), name, request, attempt)
+    fields = {"prompt": name, "max_tokens": 2, "group": RUN, "priority": "bulk", "stream": "final"}
+    first = OutgoingRow(Row(1, {"q": name}), name, Submission.build(f"{RUN}:{name}", fields))
+    return first.again() if attempt else first
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_each_request_is_answered_once_in_the_order_of_finishing(opened: QueueCo
         answer(hands, job)
     answers = opened.wait(5)
     assert [each.request_id for each in answers] == ["run-1:b", "run-1:a"]
-    assert (answers[0].text, answers[0].token_ids, answers[0].error) == ("ok", (7, 8), None)
+    assert (answers[0].text, answers[0].token_ids, answers[0].error) == ("ok", [7, 8], None)
     assert opened.wait(0.01) == []
 
 

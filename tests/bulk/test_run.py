@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenmill.bulk.answers import Answer
 from tokenmill.bulk.execute import execute
 from tokenmill.bulk.identity import Recipe, seed_of
 from tokenmill.bulk.planner import OutgoingRow
 from tokenmill.bulk.progress import SilentView
+from tokenmill.bulk.report import RunReport
 from tokenmill.bulk.rows import Fields
-from tokenmill.bulk.run import Answer, RunReport, SendStatus
+from tokenmill.bulk.run import SendStatus
 from tokenmill.bulk.spec import InputSpec, Order, RunSpec
+from tokenmill.wire.keys import Lane
+from tokenmill.wire.messages import Request, SamplingParams
 
 
 class PowerCutError(Exception):
@@ -73,6 +77,12 @@ class FakeQueue:
             completion_tokens=2,
         )
 
+    def slots(self) -> dict[str, int]:
+        return {"worker-1": 4}
+
+    def abandon(self) -> None:
+        self.waiting.clear()
+
     def forget(self, request_ids: Sequence[str]) -> None:
         self.forgotten.extend(request_ids)
 
@@ -89,9 +99,11 @@ def run(
     queue: FakeQueue | None,
     *,
     limit: int | None = None,
-    window: int = 4,
+    window: int | None = 4,
     order: Order = "input",
     recipe: Recipe | None = None,
+    samples: int = 1,
+    max_errors: int | None = None,
 ) -> RunReport:
     """One run into `out.jsonl` beside the input; `queue` None: a run that must not need one."""
     recipe = recipe or Recipe(column="q")
@@ -107,8 +119,14 @@ def run(
         limit=limit,
         window=window,
         order=order,
+        samples=samples,
+        max_errors=max_errors,
     )
     return execute(spec, queue_factory=connect, view=SilentView())
+
+
+def sampling_of(row: OutgoingRow) -> SamplingParams:
+    return Request.decode(row.submission.body).sampling
 
 
 def lines_of(path: Path) -> list[Fields]:
@@ -146,15 +164,15 @@ def test_a_request_carries_the_row_and_a_seed_of_its_own(tmp_path: Path) -> None
     queue = FakeQueue()
     run(write_rows(tmp_path, questions("a", "b")), queue)
     for row in queue.sent:
-        assert row.request_id == f"{row.run_id}:{row.row_hash}"
-        assert row.request.sampling.seed == seed_of(row.row_hash)
-        assert row.request.priority == "bulk"
+        assert row.request_id == f"{row.submission.group}:{row.row_hash}"
+        assert sampling_of(row).seed == seed_of(row.row_hash)
+        assert row.submission.lane == Lane.BULK
 
 
 def test_a_seed_that_is_asked_for_is_every_rows_seed(tmp_path: Path) -> None:
     queue = FakeQueue()
     run(write_rows(tmp_path, questions("a", "b")), queue, recipe=Recipe(column="q", sampling={"seed": 5}))
-    assert [row.request.sampling.seed for row in queue.sent] == [5, 5]
+    assert [sampling_of(row).seed for row in queue.sent] == [5, 5]
 
 
 def test_a_second_run_needs_no_queue_and_changes_nothing(tmp_path: Path) -> None:
@@ -281,7 +299,7 @@ def test_an_empty_input_is_complete(tmp_path: Path) -> None:
     assert (report.num_rows, report.num_done) == (0, 0)
 
 
-def test_nothing_but_the_manifest_stays_beside_the_output(tmp_path: Path) -> None:
+def test_nothing_but_manifest_and_reports_stays_beside_the_output(tmp_path: Path) -> None:
     run(write_rows(tmp_path, questions("a")), FakeQueue())
     left = {path.name for path in (tmp_path / "out.jsonl.tokenmill").rglob("*") if path.is_file()}
-    assert left == {"lock", "manifest.json"}
+    assert left == {"lock", "manifest.json", "report.json", "report.svg", "report.txt"}

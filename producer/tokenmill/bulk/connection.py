@@ -6,24 +6,25 @@ lost it) is found by looking at the jobs themselves: when they are sent, and whe
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 from redis.exceptions import ResponseError
 
+from tokenmill.bulk.answers import Answer, Entry, fold
 from tokenmill.bulk.planner import OutgoingRow
-from tokenmill.bulk.run import Answer, SendStatus
-from tokenmill.reader import ResultReader
+from tokenmill.bulk.run import SendStatus
 from tokenmill.wire.errors import UnavailableError
-from tokenmill.wire.keys import MAX_JOBS_PER_CALL, PRIORITY_LANES, Keys
-from tokenmill.wire.messages import Completion
-from tokenmill.wire.store import Command, Store, Submission, SubmitReply, Transitions, checked, connect
+from tokenmill.wire.keys import MAX_JOBS_PER_CALL, Keys
+from tokenmill.wire.store import Command, Store, SubmitReply, Transitions, checked, connect
 
 T = TypeVar("T")
 
 FORGET_AFTER_S = 60  # results that are safe on disk stay this long, for whoever looks at the queue with redis-cli
 SILENCE_S = 5.0  # nothing heard for so long: look at the jobs themselves
+LOOK_INTERVAL_S = 30.0  # and this often in any case: a server may lose some of its data and not the connection
+MAX_TIMES_LOST = 3  # a row that is told as done and has no result is sent again so often
 MAX_READ = 1_000  # fan-in entries at once; bounds the memory for answers
 OUTAGE_S = 60.0  # how long a server that was there may be away, for a restart or a failover
 RETRY_INTERVAL_S = 0.5
@@ -45,8 +46,10 @@ class QueueConnection:
         self._on_idle = on_idle
         self._in_flight: dict[str, OutgoingRow] = {}
         self._final: deque[str] = deque()  # final when they were sent
+        self._times_lost: Counter[str] = Counter()
         self._cursor = self._last_entry_id()
-        self._heard_s = time.monotonic()
+        self._heard_s = self._looked_s = time.monotonic()
+        self._was_away = False  # the server, since the last look at the jobs: it may have come back empty
 
     def __enter__(self) -> Self:
         return self
@@ -60,15 +63,20 @@ class QueueConnection:
         return [status for part in _parts(rows) for status in self._send_part(part)]
 
     def wait(self, timeout_s: float) -> list[Answer]:
-        ready = self._take_final() or self._read_fan_in(timeout_s)
+        ready = self._look_at_jobs() if self._is_look_due() else self._hear(timeout_s)
         if ready:
-            self._heard_s = time.monotonic()
-        elif time.monotonic() - self._heard_s > SILENCE_S:
-            ready = self._look_at_jobs()
             self._heard_s = time.monotonic()
         else:
             self._on_idle()
         return self._read_answers(ready)
+
+    def slots(self) -> dict[str, int]:
+        return self._patiently(self._read_slots)
+
+    def abandon(self) -> None:
+        names = list(self._in_flight)
+        for start in range(0, len(names), MAX_JOBS_PER_CALL):
+            self._store.run(self._transitions.cancel(names[start : start + MAX_JOBS_PER_CALL]))
 
     def forget(self, request_ids: Sequence[str]) -> None:
         keys = [key for name in request_ids for key in (self._keys.job(name), self._keys.result(name))]
@@ -78,8 +86,7 @@ class QueueConnection:
     # --- sending ---
 
     def _send_part(self, rows: Sequence[OutgoingRow]) -> list[SendStatus]:
-        lane = PRIORITY_LANES["bulk"]
-        call = self._transitions.submit([Submission.of(row.request_id, row.request, lane) for row in rows])
+        call = self._transitions.submit([row.submission for row in rows])
         replies = self._patiently(lambda: self._store.run(call))
         return [self._note(row, reply) for row, reply in zip(rows, replies, strict=True)]
 
@@ -95,6 +102,9 @@ class QueueConnection:
 
     # --- waiting ---
 
+    def _hear(self, timeout_s: float) -> list[str]:
+        return self._take_final() or self._read_fan_in(timeout_s)
+
     def _take_final(self) -> list[str]:
         return [self._final.popleft() for _ in range(min(len(self._final), MAX_READ))]
 
@@ -108,14 +118,29 @@ class QueueConnection:
         names = (fields[b"id"].decode() for _, fields in entries)
         return [name for name in names if name in self._in_flight]
 
+    def _is_look_due(self) -> bool:
+        now_s = time.monotonic()
+        return self._was_away or now_s - self._heard_s > SILENCE_S or now_s - self._looked_s > LOOK_INTERVAL_S
+
     def _look_at_jobs(self) -> list[str]:
         """Final ones among those in flight. A job that is gone was lost by the server: it is sent again."""
+        self._was_away = False
+        self._heard_s = self._looked_s = time.monotonic()
         names = list(self._in_flight)
         states = self._ask_all([("HGET", self._keys.job(name), "state") for name in names])
         lost = [self._in_flight[name] for name, state in zip(names, states, strict=True) if state is None]
         self.send(lost)
         finals = (b"done", *(state.encode() for state in FINAL_FAILURES))
         return [name for name, state in zip(names, states, strict=True) if state in finals]
+
+    def _read_slots(self) -> dict[str, int]:
+        """Of each live worker process, the rows that it runs at once."""
+        (names,) = self._store.send([("ZRANGE", self._keys.workers, 0, -1)])
+        names = [name.decode() for name in names]
+        wanted = ("process", "max_num_seqs")
+        told = self._store.send([("HMGET", self._keys.worker_info(name), *wanted) for name in names]) if names else []
+        pairs = zip(names, map(checked, told), strict=True)
+        return {(process or name.encode()).decode(): int(slots or 0) for name, (process, slots) in pairs}
 
     def _last_entry_id(self) -> str:
         entries = self._store.send([("XREVRANGE", self._fan_in, "+", "-", "COUNT", 1)])[0]
@@ -126,10 +151,20 @@ class QueueConnection:
     def _read_answers(self, names: Iterable[str]) -> list[Answer]:
         names = list(dict.fromkeys(names))
         streams = self._ask_all([("XRANGE", self._keys.result(name), "-", "+") for name in names])
-        answers = [_fold(name, entries) for name, entries in zip(names, streams, strict=True)]
-        for answer in answers:
-            del self._in_flight[answer.request_id]
-        return answers
+        answers = [self._take(name, entries) for name, entries in zip(names, streams, strict=True)]
+        return [answer for answer in answers if answer is not None]
+
+    def _take(self, name: str, entries: Sequence[Entry]) -> Answer | None:
+        """None: the server lost the result after it had told of it, and the row was sent again."""
+        answer = fold(name, entries)
+        row = self._in_flight.pop(name)
+        if answer is not None:
+            return answer
+        self._times_lost[name] += 1
+        if self._times_lost[name] > MAX_TIMES_LOST:
+            return Answer(name, error=("lost", "the server has no result of it, again and again"))
+        self.send([row])
+        return None
 
     # --- the server ---
 
@@ -151,6 +186,7 @@ class QueueConnection:
             try:
                 return action()
             except UnavailableError:
+                self._was_away = True
                 if time.monotonic() > give_up_at:
                     raise
                 self._on_idle()
@@ -160,34 +196,3 @@ class QueueConnection:
 def _parts(rows: Sequence[OutgoingRow]) -> Iterator[Sequence[OutgoingRow]]:
     for start in range(0, len(rows), MAX_JOBS_PER_CALL):
         yield rows[start : start + MAX_JOBS_PER_CALL]
-
-
-def _fold(request_id: str, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> Answer:
-    """A result stream, from its first entry to its terminal one."""
-    reader = ResultReader(request_id)
-    for entry_id, fields in entries:
-        reader.feed(entry_id.decode(), fields)
-    if reader.completion is None:
-        return Answer(request_id=request_id, error=("lost", "its result expired before it was read"))
-    return _answer(reader.completion)
-
-
-def _answer(completion: Completion) -> Answer:
-    return Answer(
-        request_id=completion.request_id,
-        text=completion.text,
-        token_ids=tuple(completion.token_ids),
-        finish_reason=completion.finish_reason,
-        prompt_tokens=completion.usage.prompt_tokens,
-        completion_tokens=completion.usage.completion_tokens,
-        error=_error(completion),
-    )
-
-
-def _error(completion: Completion) -> tuple[str, str] | None:
-    """A row counts as done when the model ended it, not when somebody else did."""
-    if completion.error is not None:
-        return completion.error.code, completion.error.message
-    if completion.finish_reason in ("stop", "length"):
-        return None
-    return completion.finish_reason, f"the request was {completion.finish_reason}"

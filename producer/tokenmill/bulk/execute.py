@@ -1,17 +1,24 @@
 """One run from its spec to its report: the one path of `bulk run`, `--local` and the RQ job. Knows no command line."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TypeAlias
 
+from tokenmill.bulk.fingerprint import fingerprints
 from tokenmill.bulk.output import OutputFile
+from tokenmill.bulk.picture import draw
 from tokenmill.bulk.progress import ProgressView
-from tokenmill.bulk.run import BulkRun, RequestQueue, RunReport
+from tokenmill.bulk.recorder import Moment
+from tokenmill.bulk.report import RunReport, as_text
+from tokenmill.bulk.run import BulkRun, RequestQueue
 from tokenmill.bulk.spec import RunSpec
 
 # From the run's id, which is its group on the queue; entered once, and only when a row is found missing.
 QueueFactory: TypeAlias = Callable[[str], AbstractContextManager[RequestQueue]]
+
+REPORT, TEXT, PICTURE = "report.json", "report.txt", "report.svg"  # in the output's folder
 
 
 def never() -> bool:
@@ -30,4 +37,20 @@ def execute(
         def connect() -> RequestQueue:
             return stack.enter_context(queue_factory(output.run_id))
 
-        return BulkRun(spec, output, connect, view, should_stop=should_stop).run()
+        if output.note_run(spec.to_json(), fingerprints(spec.input.paths)):
+            view.note("the input has changed since the last run: only what is new in it is done")
+        run = BulkRun(spec, output, connect, view, should_stop=should_stop)
+        report = run.run()
+        if run.timeline.moments:
+            _write_reports(output, report, run.timeline.moments, view)
+        return report
+
+
+def _write_reports(output: OutputFile, report: RunReport, moments: Sequence[Moment], view: ProgressView) -> None:
+    """A run with nothing to do keeps the reports of the one before it."""
+    try:
+        output.write_beside(REPORT, json.dumps(report.describe(), indent=1) + "\n")
+        output.write_beside(TEXT, as_text(report))
+        output.write_beside(PICTURE, draw(report, moments))
+    except OSError as error:  # the rows are safe, and they are what was asked for
+        view.note(f"no report could be written: {error.strerror}")

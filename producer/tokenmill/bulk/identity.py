@@ -32,7 +32,6 @@ class Recipe:
     sampling: Mapping[str, JSON] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
     id_column: str | None = None
-    samples: int = 1
 
     def describe(self) -> Fields:
         """As JSON, for the manifest and for the hash.
@@ -55,7 +54,7 @@ class Recipe:
 
 _NEVER = object()
 _MAPPINGS = ("sampling", "parameters")
-_LATER: Fields = {"system": None, "parameters": {}, "id_column": None, "samples": 1}
+_LATER: Fields = {"system": None, "parameters": {}, "id_column": None}
 
 
 def _plain(value: Any) -> JSON:
@@ -70,9 +69,12 @@ def _change(name: str, before: JSON, now: JSON) -> str | None:
     return None if before == now else f"{name} was {json.dumps(before)}, now {json.dumps(now)}"
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(value: JSON) -> bytes:
     """One spelling per value: sorted keys, no spaces, UTF-8. Half a surrogate pair raises UnicodeEncodeError."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def recipe_digest(recipe: Recipe) -> bytes:
@@ -84,14 +86,20 @@ def content_hash(recipe: bytes, row: Fields) -> bytes:
     return hashlib.sha256(recipe + canonical(row)).digest()[:16]
 
 
-def row_hash(content: bytes, occurrence: int) -> str:
-    """32 hex digits; `occurrence` counts equal rows from 0 in the order of the input."""
-    return hashlib.sha256(content + occurrence.to_bytes(8, "big")).hexdigest()[:32]
+def row_hash(content: bytes, occurrence: int, sample: int = 0) -> str:
+    """32 hex digits; `occurrence` counts equal rows, `sample` a row's completions, both from 0."""
+    which = occurrence.to_bytes(8, "big") + (sample.to_bytes(8, "big") if sample else b"")
+    return hashlib.sha256(content + which).hexdigest()[:32]
 
 
 def seed_of(row: str) -> int:
     """A row's seed when none is asked for: it follows the row to any machine and any number of retries."""
     return int(row, 16) & ((1 << SEED_BITS) - 1)
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of a row's completion number `sample` under a seed that was asked for."""
+    return seed if sample == 0 else seed_of(hashlib.sha256(f"{seed}:{sample}".encode()).hexdigest()[:32])
 
 
 def custom_id_of(row: Fields, row_hash: str) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -30,8 +30,11 @@ class DoneRow(NamedTuple):
     row_hash: str
 
 
+_LINE = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
 def encode_line(value: Fields) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return _LINE.encode(value).encode() + b"\n"
 
 
 def folder_of(path: Path) -> Path:
@@ -65,6 +68,7 @@ class OutputFile:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
         self._errors: int | None = None
+        self._errors_end = 0
         self._num_unsynced = 0
 
     def __enter__(self) -> Self:
@@ -97,7 +101,11 @@ class OutputFile:
         """Writes one finished row in one call, so that it is readable at once; answers where its line starts."""
         start = self._end
         line = encode_line(row)
-        _write_all(self._file, line, start)
+        try:
+            _write_all(self._file, line, start)
+        except OSError:
+            os.ftruncate(self._file, start)  # a full disk takes a part of a line: whoever reads the file sees none
+            raise
         self._end += len(line)
         self._num_unsynced += 1
         return start
@@ -105,7 +113,9 @@ class OutputFile:
     def append_error(self, row: Fields) -> None:
         if self._errors is None:
             self._errors = os.open(self.errors_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        os.write(self._errors, encode_line(row))
+        line = encode_line(row)
+        _write_all(self._errors, line, self._errors_end)
+        self._errors_end += len(line)
 
     def sync(self) -> None:
         """After this, every row written so far survives a power cut."""
@@ -116,15 +126,37 @@ class OutputFile:
     def reorder(self, starts: Iterable[int]) -> None:
         """Rewrites the file with its lines in this order; readers see the old file or the new one, never a mixture."""
         target = self.folder / "ordered.jsonl"
+        try:
+            self._copy_lines(starts, target)
+        except OSError:
+            target.unlink(missing_ok=True)  # a disk too full for a second copy; the next run orders the rows
+            raise
+        os.replace(target, self.path)
+        os.close(self._file)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+
+    def note_run(self, spec: Fields, inputs: Mapping[str, Fields]) -> bool:
+        """Writes down what this run does and with which input; True when an earlier one had other input there."""
+        manifest = self._read_manifest() or {}
+        earlier = manifest.get("inputs")
+        known = earlier if isinstance(earlier, dict) else {}
+        self._replace_manifest({**manifest, "spec": spec, "inputs": dict(inputs)})
+        return any(path in known and known[path] != now for path, now in inputs.items())
+
+    def write_beside(self, name: str, text: str) -> Path:
+        """A file in the run's folder, whole or not at all."""
+        target, draft = self.folder / name, self.folder / f"{name}.new"
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, target)
+        return target
+
+    def _copy_lines(self, starts: Iterable[int], target: Path) -> None:
         with self.path.open("rb") as source, target.open("wb", buffering=COPY_BUFFER_BYTES) as ordered:
             for start in starts:
                 source.seek(start)
                 ordered.write(source.readline())
             ordered.flush()
             os.fsync(ordered.fileno())
-        os.replace(target, self.path)
-        os.close(self._file)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
 
     def _acquire_lock(self) -> int:
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -168,13 +200,16 @@ class OutputFile:
     def _write_manifest(self, recipe: Recipe) -> str:
         """A new run id per output file: two people with the same dataset on one queue do not share requests."""
         run_id = uuid.uuid4().hex[:12]
+        self._replace_manifest({"version": MANIFEST_VERSION, "run": run_id, "recipe": recipe.describe()})
+        return run_id
+
+    def _replace_manifest(self, manifest: Fields) -> None:
         target, draft = self.folder / "manifest.json", self.folder / "manifest.json.new"
         with draft.open("wb") as file:
-            file.write(encode_line({"version": MANIFEST_VERSION, "run": run_id, "recipe": recipe.describe()}))
+            file.write(encode_line(manifest))
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, target)
-        return run_id
 
     def _truncate_torn_line(self) -> int:
         """A killed run may leave half a line at the end; a row counts once its newline is there."""

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Self
 
+from tokenmill.bulk.answers import Answer
 from tokenmill.bulk.connection import QueueConnection
 from tokenmill.bulk.planner import OutgoingRow
-from tokenmill.bulk.run import Answer, SendStatus
+from tokenmill.bulk.run import SendStatus
 from tokenmill.wire.keys import Keys, all_keys, partition_of
 
 LOOK_S = 0.02  # so long at one partition while nothing is known of the others: they answer meanwhile, unheard
@@ -52,6 +53,14 @@ class PartitionedQueue:
             here = [name for name in request_ids if self._of(name) == number]
             if here:
                 part.forget(here)
+
+    def slots(self) -> dict[str, int]:
+        """A worker has a lease in each partition, and counts once."""
+        return {process: num for part in self._parts for process, num in part.slots().items()}
+
+    def abandon(self) -> None:
+        for part in self._parts:
+            part.abandon()
 
     def _of(self, request_id: str) -> int:
         return partition_of(request_id, len(self._parts))

@@ -1,31 +1,37 @@
 """Which rows of an input are still missing, each with its request ready to send. Knows the ledger, no queue."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenmill.bulk.identity import canonical, content_hash, recipe_digest, row_hash, seed_of
+from tokenmill.bulk.identity import content_hash, recipe_digest, row_hash, sample_seed, seed_of
 from tokenmill.bulk.ledger import Ledger
 from tokenmill.bulk.prompts import PromptError, make_renderer
-from tokenmill.bulk.rows import BadRow, Fields, Row, read_rows
+from tokenmill.bulk.rows import JSON, BadRow, Fields, Row, read_rows
 from tokenmill.bulk.spec import RunSpec
 from tokenmill.wire.errors import InvalidRequestError
-from tokenmill.wire.messages import Request
+from tokenmill.wire.store import Submission
 
 
 class OutgoingRow(NamedTuple):
-    """A row on its way. `attempt` counts the ids that earlier failures have used up."""
+    """A row on its way. `sample` counts its completions from 0, `attempt` the ids that earlier failures used up."""
 
-    run_id: str
     row: Row
     row_hash: str
-    request: Request
+    submission: Submission
+    sample: int = 0
     attempt: int = 0
 
     @property
     def request_id(self) -> str:
-        base = f"{self.run_id}:{self.row_hash}"
-        return f"{base}~{self.attempt}" if self.attempt else base
+        return self.submission.request_id
+
+    def again(self) -> "OutgoingRow":
+        """The same under the next id."""
+        base = self.request_id.removesuffix(f"~{self.attempt}")
+        attempt = self.attempt + 1
+        return self._replace(submission=replace(self.submission, request_id=f"{base}~{attempt}"), attempt=attempt)
 
 
 def input_path(spec: RunSpec) -> Path:
@@ -34,7 +40,9 @@ def input_path(spec: RunSpec) -> Path:
 
 
 class Planner:
-    """Goes through the input once. Done rows are counted by `on_skip`, rows that can never run go to `on_refuse`."""
+    """Goes through the input once. Of rows that are done or can never run, the two functions get the number of
+    completions; of the latter also what is wrong, and a code for it.
+    """
 
     def __init__(
         self,
@@ -42,8 +50,8 @@ class Planner:
         run_id: str,
         ledger: Ledger,
         *,
-        on_skip: Callable[[], None],
-        on_refuse: Callable[[BadRow, str], None],
+        on_skip: Callable[[int], None],
+        on_refuse: Callable[[int, BadRow, str], None],
     ) -> None:
         self._spec = spec
         self._run_id = run_id
@@ -51,49 +59,73 @@ class Planner:
         recipe = spec.recipe
         self._make_prompt = make_renderer(column=recipe.column, template=recipe.template, is_raw=recipe.is_raw)
         self._recipe = recipe_digest(recipe)
+        self._settings: Fields = {
+            "model": recipe.model,
+            **recipe.sampling,
+            "group": run_id,
+            "priority": spec.priority,
+            "stream": "final",
+        }
         self._on_skip = on_skip
         self._on_refuse = on_refuse
 
     def missing_rows(self) -> Iterator[OutgoingRow]:
         for row in read_rows(input_path(self._spec), limit=self._spec.limit):
-            outgoing = self._plan_row(row)
-            if outgoing is not None:
-                yield outgoing
+            yield from self._plan_row(row)
 
-    def _plan_row(self, row: Row | BadRow) -> OutgoingRow | None:
-        """None: the row is settled already, as done or as refused."""
+    def _plan_row(self, row: Row | BadRow) -> list[OutgoingRow]:
+        """Those of its completions that are missing; what is done or refused is told, and settled."""
         if isinstance(row, BadRow):
-            return self._on_refuse(row, "bad_row")
+            return self._refuse(self._spec.samples, row, "bad_row")
         try:
-            name = self._identify(row)
-        except ValueError as error:  # half of a surrogate pair; a number beyond all floats
-            return self._on_refuse(BadRow(row.number, f"not writable as JSON: {error}", None), "bad_row")
-        if self._ledger.is_done(name):
-            return self._on_skip()
-        return self._build(row, name)
+            names = self._names(row)
+        except ValueError as error:  # half of a surrogate pair; a number beyond all floats; no such id
+            return self._refuse(self._spec.samples, BadRow(row.number, str(error), None), "bad_row")
+        missing = {sample: name for sample, name in names.items() if not self._ledger.is_done(name)}
+        if len(missing) < len(names):
+            self._on_skip(len(names) - len(missing))
+        return self._build(row, missing) if missing else []
 
-    def _identify(self, row: Row) -> str:
-        content = content_hash(self._recipe, row.fields)
-        name = row_hash(content, self._ledger.see(content))
+    def _refuse(self, num: int, row: BadRow, code: str) -> list[OutgoingRow]:
+        self._on_refuse(num, row, code)
+        return []
+
+    def _names(self, row: Row) -> dict[int, str]:
+        """The row hash of each of its completions."""
+        content = content_hash(self._recipe, self._identity(row.fields))
+        occurrence, samples = self._ledger.see(content), self._spec.samples
+        names = {sample: row_hash(content, occurrence, sample) for sample in range(samples)}
         if self._spec.order == "input":
-            self._ledger.place(row.number, name)
-        return name
+            for sample, name in names.items():
+                self._ledger.place(row.number * samples + sample, name)
+        return names
 
-    def _build(self, row: Row, name: str) -> OutgoingRow | None:
+    def _identity(self, fields: Fields) -> Fields:
+        """What of a row tells it from others."""
+        column = self._spec.recipe.id_column
+        if column is None:
+            return fields
+        value: JSON = fields.get(column)
+        if value is None or value == "":
+            raise ValueError(f"no id: the column {column!r} is empty or missing")
+        return {column: value}
+
+    def _build(self, row: Row, missing: dict[int, str]) -> list[OutgoingRow]:
         try:
-            request = self._request(row.fields, name)
+            fields = self._request(row.fields)
+            return [self._outgoing(row, name, sample, fields) for sample, name in missing.items()]
         except PromptError as error:
-            return self._on_refuse(BadRow(row.number, str(error), row.fields), "bad_prompt")
+            return self._refuse(len(missing), BadRow(row.number, str(error), row.fields), "bad_prompt")
         except InvalidRequestError as error:
-            return self._on_refuse(BadRow(row.number, str(error), row.fields), error.code)
-        return OutgoingRow(self._run_id, row, name, request)
+            return self._refuse(len(missing), BadRow(row.number, str(error), row.fields), error.code)
 
-    def _request(self, fields: Fields, name: str) -> Request:
-        prompt = self._make_prompt(fields)
-        try:
-            canonical(prompt)
-        except ValueError as error:  # a template may make what a row may not hold
-            raise PromptError(f"the prompt is no Unicode text: {error}") from error
-        recipe = self._spec.recipe
-        settings = {"seed": seed_of(name), "model": recipe.model, **recipe.sampling}
-        return Request.build(**prompt, **settings, group=self._run_id, priority="bulk", stream="final")
+    def _request(self, fields: Fields) -> Fields:
+        """All of a request but its seed, by the names of `Request.build`."""
+        return {**self._settings, **self._make_prompt(fields)}
+
+    def _outgoing(self, row: Row, name: str, sample: int, fields: Fields) -> OutgoingRow:
+        seed = fields.get("seed", seed_of(name))
+        if isinstance(seed, int) and "seed" in fields:
+            seed = sample_seed(seed, sample)
+        submission = Submission.build(f"{self._run_id}:{name}", {**fields, "seed": seed})
+        return OutgoingRow(row, name, submission, sample)

@@ -14,7 +14,7 @@ STILL_INTERVAL_S = 60.0  # ... and this often when there is none: a log of a lon
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one run. `num_skipped` rows were done by earlier runs."""
+    """Counts of one run. `num_skipped` rows were done by earlier runs; `window` bounds the rows in flight."""
 
     num_rows: int
     num_skipped: int = 0
@@ -22,6 +22,9 @@ class Tally:
     num_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    num_in_flight: int = 0
+    window: int = 0
     finish_reasons: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -64,14 +67,18 @@ def _pace(before: tuple[float, int, int], now: tuple[float, int, int], *, num_le
 
 
 def describe(tally: Tally, pace: Pace) -> str:
-    """One line: `12/64 rows  3.1 rows/s  210 tok/s  ETA 0:17`."""
+    """One line: `12/64 rows  3.1 rows/s  210 tok/s  ETA 0:17  cache 40%  2 failed`."""
     parts = [
         f"{tally.num_settled}/{tally.num_rows} rows",
         f"{pace.rows_per_s:,.1f} rows/s",
         f"{pace.tokens_per_s:,.0f} tok/s",
         f"ETA {format_duration(pace.eta_s)}",
     ]
-    return "  ".join([*parts, f"{tally.num_failed} failed"] if tally.num_failed else parts)
+    if tally.cached_tokens:
+        parts.append(f"cache {tally.cached_tokens / tally.prompt_tokens:.0%}")
+    if tally.num_failed:
+        parts.append(f"{tally.num_failed} failed")
+    return "  ".join(parts)
 
 
 def format_duration(seconds: float | None) -> str:

@@ -9,36 +9,26 @@ input. Nothing is connected (and no local worker started) before a missing row i
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple, Protocol
 
+from tokenmill.bulk.answers import Answer
 from tokenmill.bulk.identity import custom_id_of
 from tokenmill.bulk.ledger import Ledger
 from tokenmill.bulk.output import OutputFile
 from tokenmill.bulk.planner import OutgoingRow, Planner, input_path
 from tokenmill.bulk.progress import ProgressView, Tally
+from tokenmill.bulk.recorder import Latencies, Timeline
+from tokenmill.bulk.report import Ending, RunReport
 from tokenmill.bulk.rows import BadRow, Fields, count_rows
 from tokenmill.bulk.spec import RunSpec
+from tokenmill.bulk.window import Window
 
-SYNC_ROWS = 256  # rows that a power cut may cost at most ...
+SYNC_ROWS = 2_000  # rows that a power cut may cost at most, and the server still has them ...
 SYNC_INTERVAL_S = 1.0  # ... or this much time's worth: whichever comes first
 WAIT_S = 0.5  # how long one wait for answers may take: bounds the reaction to Ctrl-C and to a dead worker
-DEFAULT_WINDOW = 256  # four workers' worth of 64 rows: none of them waits for this process
 UPDATE_ROWS = 1_000  # while rows are only skipped, the screen is refreshed this often
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A request's final word. `error` (code, message): it failed, and `text` is what there is of it."""
-
-    request_id: str
-    text: str = ""
-    token_ids: Sequence[int] = ()
-    finish_reason: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    error: tuple[str, str] | None = None
 
 
 SendStatus = Literal["taken", "spent", "busy"]
@@ -60,28 +50,26 @@ class RequestQueue(Protocol):
         """These are safe on disk; the server need not keep them."""
         ...
 
+    def slots(self) -> Mapping[str, int]:
+        """Of each live worker, the rows that it runs at once."""
+        ...
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
-    """What became of a run. Done and failed rows are this run's; skipped ones were done before.
+    def abandon(self) -> None:
+        """Nobody will ask for the rows in flight: they are cancelled."""
+        ...
 
-    `elapsed_s` is the time from the first row sent to the last one written; starting a local worker is not in it.
-    """
 
-    num_rows: int
-    num_skipped: int
-    num_done: int
-    num_failed: int
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reasons: dict[str, int]
-    elapsed_s: float
-    out: str
-    errors: str | None
-    is_stopped: bool = False  # somebody asked for it: rows may be missing, the next run does them
+class EndedError(Exception):
+    """The run ends here, with rows missing."""
 
-    def describe(self) -> Fields:
-        return {**asdict(self), "finish_reasons": dict(self.finish_reasons)}
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
+class InFlight(NamedTuple):
+    row: OutgoingRow
+    sent_s: float
 
 
 class BulkRun:
@@ -97,44 +85,59 @@ class BulkRun:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._spec = spec
-        self._should_stop = should_stop
-        self._is_stopped = False
         self._output = output
         self._connect = connect
         self._view = view
+        self._should_stop = should_stop
         self._tally = Tally(num_rows=0)
+        self._window = Window(spec.window)
+        self._latencies = Latencies()
+        self.timeline = Timeline()
         self._unsent: deque[OutgoingRow] = deque()
-        self._in_flight: dict[str, OutgoingRow] = {}
+        self._in_flight: dict[str, InFlight] = {}
+        self._num_bytes = 0  # of prompts in flight
         self._unsynced_ids: list[str] = []
         self._synced_s = time.monotonic()
         self._elapsed_s = 0.0
-        self._window = spec.window or DEFAULT_WINDOW
+        self._ending: Ending = "complete"
 
     def run(self) -> RunReport:
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._ledger = Ledger(self._output.folder / "ledger.sqlite")
         try:
             self._load_done_rows()
-            self._tally.num_rows = count_rows(input_path(self._spec), limit=self._spec.limit)
+            path, limit = input_path(self._spec), self._spec.limit
+            self._tally.num_rows = count_rows(path, limit=limit) * self._spec.samples
             self._work()
             self._put_in_order()
         finally:
             self._ledger.close()
-        return self._report()
+        return self._report(started_at)
 
     def _work(self) -> None:
-        missing = self._planner().missing_rows()
-        first = next(missing, None)
-        if first is None:
-            return
-        queue = self._connect()
+        try:
+            missing = self._planner().missing_rows()
+            first = next(missing, None)
+            if first is not None:
+                self._unsent.append(first)
+                self._work_on(self._connect(), missing)
+        except EndedError as ended:
+            self._ending = ended.ending
+
+    def _work_on(self, queue: RequestQueue, missing: Iterator[OutgoingRow]) -> None:
         started_s = time.monotonic()
-        self._unsent.append(first)
+        self.timeline = Timeline()
         self._view.start(self._tally)
         try:
             self._drive(queue, missing)
+        except EndedError as ended:
+            if ended.ending == "too_many_errors":
+                queue.abandon()
+            raise
         finally:
             self._sync(queue=None)
             self._elapsed_s = time.monotonic() - started_s
+            self.timeline.look(self._tally, is_last=True)
             self._view.stop(self._tally)
 
     def _planner(self) -> Planner:
@@ -144,39 +147,59 @@ class BulkRun:
     def _drive(self, queue: RequestQueue, missing: Iterator[OutgoingRow]) -> None:
         self._fill(queue, missing)
         while self._in_flight or self._unsent:
-            if self._should_stop():
-                self._is_stopped = True
-                break
+            self._end_if_asked()
             for answer in queue.wait(WAIT_S):
                 self._settle(answer)
             if self._is_sync_due():
                 self._sync(queue)
             self._fill(queue, missing)
-            self._view.update(self._tally)
+            self._show()
         self._sync(queue)
+
+    def _show(self) -> None:
+        self._tally.num_in_flight, self._tally.window = len(self._in_flight), self._window.num_rows
+        self.timeline.look(self._tally)
+        self._view.update(self._tally)
+
+    def _end_if_asked(self) -> None:
+        if self._should_stop():
+            raise EndedError("stopped")
 
     def _load_done_rows(self) -> None:
         for done in self._output.done_rows():
             self._ledger.mark_done(done.row_hash, done.start)
 
-    def _count_skipped(self) -> None:
-        self._tally.num_skipped += 1
-        if self._tally.num_skipped % UPDATE_ROWS == 0:
+    def _count_skipped(self, num: int) -> None:
+        before = self._tally.num_skipped
+        self._tally.num_skipped += num
+        if self._tally.num_skipped // UPDATE_ROWS > before // UPDATE_ROWS:
             self._view.update(self._tally)
+            self._end_if_asked()
 
-    def _refuse(self, row: BadRow, code: str) -> None:
-        self._tally.num_failed += 1
+    def _refuse(self, num: int, row: BadRow, code: str) -> None:
         error: Fields = {"code": code, "message": row.reason}
-        self._output.append_error({"row": row.number, "input": row.source, "error": error})
+        self._fail(num, {"row": row.number, "input": row.source, "error": error})
+
+    def _fail(self, num: int, line: Fields) -> None:
+        """A line in the errors file, for `num` completions that will be missing."""
+        self._output.append_error(line)
+        self._tally.num_failed += num
+        most = self._spec.max_errors
+        if most is not None and self._tally.num_failed > most:
+            raise EndedError("too_many_errors")
 
     # --- rows out and back ---
 
     def _fill(self, queue: RequestQueue, missing: Iterator[OutgoingRow]) -> None:
-        while len(self._in_flight) + len(self._unsent) < self._window:
+        if self._window.is_look_due():
+            num_settled = self._tally.num_done + self._tally.num_failed
+            self._window.look(num_slots=sum(queue.slots().values()), num_settled=num_settled)
+        while not self._window.is_full(len(self._in_flight) + len(self._unsent), self._num_bytes):
             row = next(missing, None)
             if row is None:
                 break
             self._unsent.append(row)
+            self._num_bytes += len(row.submission.body)
         self._send(queue)
 
     def _send(self, queue: RequestQueue) -> None:
@@ -185,41 +208,32 @@ class BulkRun:
             rows = list(self._unsent)
             self._unsent.clear()
             statuses = queue.send(rows)
-            self._in_flight.update(_with_status("taken", rows, statuses))
-            spent = _with_status("spent", rows, statuses).values()
-            self._unsent.extend(row._replace(attempt=row.attempt + 1) for row in spent)
+            now_s = time.monotonic()
+            taken = {row.request_id: InFlight(row, now_s) for row in _with_status("taken", rows, statuses)}
+            self._in_flight.update(taken)
+            self._unsent.extend(row.again() for row in _with_status("spent", rows, statuses))
             if busy := _with_status("busy", rows, statuses):
-                self._unsent.extend(busy.values())
+                self._unsent.extend(busy)
                 return
 
     def _settle(self, answer: Answer) -> None:
-        row = self._in_flight.pop(answer.request_id)
+        row, sent_s = self._in_flight.pop(answer.request_id)
+        self._num_bytes -= len(row.submission.body)
         self._unsynced_ids.append(answer.request_id)
+        self._latencies.add(time.monotonic() - sent_s)
         self._tally.prompt_tokens += answer.prompt_tokens
         self._tally.completion_tokens += answer.completion_tokens
-        if answer.error is not None:
-            self._write_error(row, answer.error)
-        else:
+        self._tally.cached_tokens += answer.cached_tokens
+        if answer.error is None:
             self._write_done(row, answer)
+        else:
+            self._fail(1, _error_row(row, answer.error))
 
     def _write_done(self, row: OutgoingRow, answer: Answer) -> None:
-        start = self._output.append(_done_row(row, answer))
+        start = self._output.append(_done_row(row, answer, has_samples=self._spec.samples > 1))
         self._ledger.mark_done(row.row_hash, start)
         self._tally.num_done += 1
         self._tally.finish_reasons[answer.finish_reason] += 1
-
-    def _write_error(self, row: OutgoingRow, error: tuple[str, str]) -> None:
-        code, message = error
-        self._tally.num_failed += 1
-        self._output.append_error(
-            {
-                "row": row.row.number,
-                "custom_id": custom_id_of(row.row.fields, row.row_hash),
-                "row_hash": row.row_hash,
-                "input": row.row.fields,
-                "error": {"code": code, "message": message},
-            }
-        )
 
     # --- on disk ---
 
@@ -238,7 +252,7 @@ class BulkRun:
         if self._spec.order == "input" and not _is_ascending(self._ledger.starts_in_input_order()):
             self._output.reorder(self._ledger.starts_in_input_order())
 
-    def _report(self) -> RunReport:
+    def _report(self, started_at: str) -> RunReport:
         tally = self._tally
         return RunReport(
             num_rows=tally.num_rows,
@@ -247,26 +261,27 @@ class BulkRun:
             num_failed=tally.num_failed,
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=tally.completion_tokens,
+            cached_tokens=tally.cached_tokens,
             finish_reasons=dict(sorted(tally.finish_reasons.items())),
             elapsed_s=round(self._elapsed_s, 3),
+            latency_s=self._latencies.percentiles(),
+            started_at=started_at,
             out=str(self._output.path),
             errors=str(self._output.errors_path) if tally.num_failed else None,
-            is_stopped=self._is_stopped,
+            ending=self._ending,
         )
 
 
-def _with_status(
-    status: SendStatus, rows: Sequence[OutgoingRow], statuses: Sequence[SendStatus]
-) -> dict[str, OutgoingRow]:
-    pairs = zip(rows, statuses, strict=True)
-    return {row.request_id: row for row, its_status in pairs if its_status == status}
+def _with_status(status: SendStatus, rows: Sequence[OutgoingRow], statuses: Sequence[SendStatus]) -> list[OutgoingRow]:
+    return [row for row, its_status in zip(rows, statuses, strict=True) if its_status == status]
 
 
-def _done_row(row: OutgoingRow, answer: Answer) -> Fields:
+def _done_row(row: OutgoingRow, answer: Answer, *, has_samples: bool) -> Fields:
     """A line of the output: nothing in it depends on scheduling, so two runs of one recipe write equal lines."""
     return {
         "custom_id": custom_id_of(row.row.fields, row.row_hash),
         "row_hash": row.row_hash,
+        **({"sample": row.sample} if has_samples else {}),
         "input": row.row.fields,
         "text": answer.text,
         "token_ids": list(answer.token_ids),
@@ -276,6 +291,17 @@ def _done_row(row: OutgoingRow, answer: Answer) -> Fields:
             "completion_tokens": answer.completion_tokens,
             "total_tokens": answer.prompt_tokens + answer.completion_tokens,
         },
+    }
+
+
+def _error_row(row: OutgoingRow, error: tuple[str, str]) -> Fields:
+    code, message = error
+    return {
+        "row": row.row.number,
+        "custom_id": custom_id_of(row.row.fields, row.row_hash),
+        "row_hash": row.row_hash,
+        "input": row.row.fields,
+        "error": {"code": code, "message": message},
     }
 
 

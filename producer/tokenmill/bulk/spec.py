@@ -36,13 +36,16 @@ class QueueSpec:
 class RunSpec:
     """All of a run but the server. `window` None: as many rows in flight as the fleet of workers has room for.
 
-    `out` is what the user asked for; `out_format` None: told by its name.
+    `samples`: completions for each row of the input; asking for more of them later only adds the new ones.
+    `out` is what the user asked for; `out_format` None: told by its name. `max_errors`: the run ends when more rows
+    than that have failed.
     """
 
     input: InputSpec
     out: str
     out_format: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
+    samples: int = 1
     limit: int | None = None
     window: int | None = None
     order: Order = "input"

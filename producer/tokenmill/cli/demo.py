@@ -16,7 +16,7 @@ import click
 from tokenmill.bulk.execute import execute
 from tokenmill.bulk.identity import Recipe
 from tokenmill.bulk.progress import choose_view
-from tokenmill.bulk.run import RunReport
+from tokenmill.bulk.report import RunReport
 from tokenmill.bulk.spec import InputSpec, RunSpec
 from tokenmill.cli.checks import look_at_model
 from tokenmill.cli.exits import Exit, fail, with_exit_codes

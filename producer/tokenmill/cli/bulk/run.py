@@ -16,8 +16,9 @@ from tokenmill.bulk.output import OutputError, scratch_folder
 from tokenmill.bulk.partitioned import connect_queue
 from tokenmill.bulk.progress import ProgressView, SilentView, choose_view, format_duration
 from tokenmill.bulk.prompts import TemplateError
+from tokenmill.bulk.report import RunReport
 from tokenmill.bulk.rows import InputError
-from tokenmill.bulk.run import RequestQueue, RunReport
+from tokenmill.bulk.run import RequestQueue
 from tokenmill.bulk.spec import QueueSpec, RunSpec
 from tokenmill.cli.bulk.options import spec_of, spec_options
 from tokenmill.cli.exits import Exit, Terminated, fail, with_exit_codes

@@ -75,6 +75,10 @@ def _priority(value: Any) -> str | None:
     return f'"{value}"' if type(value) is str and value in _PRIORITIES else None
 
 
+def _stream(value: Any) -> str | None:
+    return f'"{value}"' if type(value) is str and value in ("delta", "final") else None
+
+
 _FIELDS: dict[str, Writer] = {
     "ignore_eos": _flag,
     "max_tokens": _integer(1, INT32_MAX),
@@ -85,9 +89,9 @@ _FIELDS: dict[str, Writer] = {
     "stop": _stop,
     "temperature": _real(0, 100),
 }
-_OPTIONS: dict[str, Writer] = {"group": _group, "priority": _priority}
+_OPTIONS: dict[str, Writer] = {"group": _group, "priority": _priority, "stream": _stream}
 _WRITERS = _FIELDS | _OPTIONS
-_LEFT_OUT = '"priority":"normal"'  # the default
+_LEFT_OUT = frozenset(('"priority":"normal"', '"stream":"delta"'))  # the defaults
 
 
 def encode_plain(fields: Mapping[str, Any]) -> PlainRequest | None:
@@ -110,7 +114,7 @@ def encode_plain(fields: Mapping[str, Any]) -> PlainRequest | None:
 
 def _assemble(parts: list[str], options: list[str]) -> bytes | None:
     """Sorted by name: a quote sorts before every character of a name, so a name before one that it begins."""
-    asked = sorted(option for option in options if option != _LEFT_OUT)
+    asked = sorted(option for option in options if option not in _LEFT_OUT)
     if asked:
         parts.append(f'"x":{{{",".join(asked)}}}')
     parts.sort()

@@ -7,6 +7,8 @@ Rows in flight are bounded by the window, and what is done is looked up on disk,
 input. Nothing is connected (and no local worker started) before a missing row is found.
 """
 
+import errno
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,6 +112,8 @@ class BulkRun:
             self._tally.num_rows = count_rows(path, limit=limit) * self._spec.samples
             self._work()
             self._put_in_order()
+        except sqlite3.Error as error:  # a full disk, in its own words
+            raise OSError(errno.EIO, str(error), str(self._output.folder)) from error
         finally:
             self._ledger.close()
         return self._report(started_at)

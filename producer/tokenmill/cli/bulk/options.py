@@ -31,6 +31,19 @@ _PROMPTS: tuple[Option, ...] = (
     ),
     click.option("--raw", "is_raw", is_flag=True, help="Send the prompt as it is, without the model's chat template."),
     sampling_options,
+    click.option(
+        "--samples",
+        type=click.IntRange(1, 1_000),
+        default=1,
+        show_default=True,
+        metavar="K",
+        help="Completions for each row; with more of them later, only the new ones are done.",
+    ),
+    click.option(
+        "--id-column",
+        metavar="C",
+        help="Rows are known by this column, not by their content: an edited row with the same id is not done again.",
+    ),
 )
 _RUN: tuple[Option, ...] = (
     click.option(
@@ -40,7 +53,12 @@ _RUN: tuple[Option, ...] = (
         show_default=True,
         help="Of the finished file; while it grows, rows are in the order in which they finish.",
     ),
-    click.option("--window", type=click.IntRange(min=1), metavar="N", help="Rows in flight."),
+    click.option(
+        "--window", type=click.IntRange(min=1), metavar="N", help="Rows in flight; by default what the workers need."
+    ),
+    click.option(
+        "--max-errors", type=click.IntRange(min=0), metavar="N", help="Stop when more than N rows have failed."
+    ),
 )
 
 
@@ -58,9 +76,11 @@ def spec_of(options: Mapping[str, Any], *, model: str | None) -> RunSpec:
         input=InputSpec(paths=(str(options["input_path"]),)),
         out=str(options["out"]),
         recipe=_recipe(options, model=model),
+        samples=options["samples"],
         limit=options["limit"],
         window=options["window"],
         order=options["order"],
+        max_errors=options["max_errors"],
         queue=QueueSpec(name=options["queue"], partitions=options["partitions"]),
     )
 
@@ -80,6 +100,7 @@ def _recipe(options: Mapping[str, Any], *, model: str | None) -> Recipe:
         model=model,
         dtype=options.get("dtype"),
         sampling=sampling_of(options),
+        id_column=options["id_column"],
     )
 
 

@@ -1,6 +1,7 @@
 """`tokenmill bulk run`: puts a run together from its options, shows it, and tells how it ended. Knows no rows."""
 
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,12 @@ from typing import Any
 
 import click
 
-from tokenmill.bulk.execute import QueueFactory, execute
-from tokenmill.bulk.output import OutputError, scratch_folder
+from tokenmill.bulk.execute import PICTURE, QueueFactory, execute
+from tokenmill.bulk.output import OutputError, folder_of, scratch_folder
 from tokenmill.bulk.partitioned import connect_queue
 from tokenmill.bulk.progress import ProgressView, SilentView, choose_view, format_duration
 from tokenmill.bulk.prompts import TemplateError
-from tokenmill.bulk.report import RunReport
+from tokenmill.bulk.report import RunReport, as_text
 from tokenmill.bulk.rows import InputError
 from tokenmill.bulk.run import RequestQueue
 from tokenmill.bulk.spec import QueueSpec, RunSpec
@@ -27,6 +28,8 @@ from tokenmill.cli.local import LOCAL_QUEUE, LocalWorkerError, local_worker
 from tokenmill.cli.options import json_option, queue_options
 from tokenmill.cli.screens import can_redraw
 from tokenmill.client import Client
+
+AGAIN = "run the same command again: only what is missing will be done"
 
 
 @click.command(
@@ -56,6 +59,13 @@ from tokenmill.client import Client
 )
 @click.option("--dtype", metavar="D", help="With --local: auto, bfloat16 or float32.")
 @click.option("--max-num-seqs", type=click.IntRange(min=1), metavar="N", help="With --local: rows in one batch.")
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the final report here too: .json, .svg (a picture of the run), or else as text.",
+)
 @json_option
 def run_command(**options: Any) -> None:
     _check(options)
@@ -63,9 +73,23 @@ def run_command(**options: Any) -> None:
     view = SilentView() if options["as_json"] else choose_view(sys.stderr, can_redraw=can_redraw(sys.stderr))
     with _exits(spec):
         report = execute(spec, queue_factory=_queue_factory(options, spec, view), view=view)
+        if options["report_path"] is not None:
+            _write_report(report, options["report_path"])
     _tell(report, as_json=options["as_json"])
+    if report.ending == "too_many_errors":
+        fail(f"stopped: more than {spec.max_errors} rows failed, see {report.errors}; {AGAIN}")
     if report.num_failed:
         raise click.exceptions.Exit(Exit.FAILED)
+
+
+def _write_report(report: RunReport, path: Path) -> None:
+    picture = folder_of(Path(report.out)) / PICTURE
+    if path.suffix == ".json":
+        path.write_text(json.dumps(report.describe(), indent=1) + "\n", encoding="utf-8")
+    elif path.suffix == ".svg" and picture.exists():  # the first run had nothing to do: there is nothing to draw
+        shutil.copyfile(picture, path)
+    else:
+        path.write_text(as_text(report), encoding="utf-8")
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -118,7 +142,6 @@ def _look_at_queue(url: str, queue: QueueSpec, *, is_raw: bool) -> None:
 @contextmanager
 def _exits(spec: RunSpec) -> Iterator[None]:
     """Errors and signals as exit codes, with what to do next."""
-    again = "run the same command again: only what is missing will be done"
     try:
         with _sigterm_as_terminated():
             yield
@@ -127,11 +150,11 @@ def _exits(spec: RunSpec) -> Iterator[None]:
     except LocalWorkerError as error:
         fail(f"{error} (its log: {error.log})")
     except Terminated:
-        fail(f"terminated; {again}", Exit.TERMINATED)
+        fail(f"terminated; {AGAIN}", Exit.TERMINATED)
     except KeyboardInterrupt:
-        fail(f"interrupted; {again}", Exit.INTERRUPTED)
+        fail(f"interrupted; {AGAIN}", Exit.INTERRUPTED)
     except OSError as error:
-        fail(f"{error.filename or spec.out}: {error.strerror}; {again}")
+        fail(f"{error.filename or spec.out}: {error.strerror}; {AGAIN}")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ def make_engine(
     num_pages: int = 256,
     max_model_len: int = 1024,
     enable_prefix_caching: bool = True,
+    overlap: bool = False,
     runner: Runner | None = None,
 ) -> Engine:
     config = EngineConfig(
@@ -39,6 +40,7 @@ def make_engine(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         enable_prefix_caching=enable_prefix_caching,
+        overlap=overlap,
     )
     runner = runner or EchoRunner(num_pages=num_pages, max_model_len=max_model_len)
     return Engine(config, runner=runner, tokenizer=EchoTokenizer())

@@ -25,6 +25,7 @@ def make_sequence(num_prompt: int, *, max_tokens: int = 64, arrival: int = 0, pr
 
 def commit(scheduler: Scheduler, step: Scheduled) -> None:
     """What an engine does after a step, with a model that always says 7."""
+    scheduler.advance(step)
     drew = step.rows[scheduler.commit(step) & step.is_sampled]
     scheduler.rows.append(drew, np.full(len(drew), 7, dtype=np.int32))
     for sequence in step.sequences:

@@ -208,6 +208,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         tier=settings.tier,
         num_threads=settings.num_threads,
         quantization=settings.quantization,
+        overlap=settings.overlap,
         trust_remote_code=settings.trust_remote_code,
         cache_dir=settings.cache_dir,
     )

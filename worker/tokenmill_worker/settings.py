@@ -59,6 +59,9 @@ class WorkerSettings(BaseSettings):
     tier: Literal["auto", 0, 1] = Field(
         "auto", description="0: transformers' modules as they are, 1: faster ones in their place; auto is 1 on a CPU"
     )
+    overlap: Literal["auto"] | bool = Field(
+        "auto", description="launch a step before the last one is read; same results; auto is on for a GPU"
+    )
     num_threads: int | None = Field(
         None, ge=1, description="threads of the model's operations on a CPU; one for each usable core if unset"
     )

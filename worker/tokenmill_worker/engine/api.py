@@ -83,8 +83,13 @@ class SamplingParams:
     @property
     def edits_logits(self) -> bool:
         """Does anything change the model's logits before the draw? (Besides min_tokens, which does so for a while.)"""
+        return bool(self.logit_bias) or self.penalizes_tokens
+
+    @property
+    def penalizes_tokens(self) -> bool:
+        """Does a draw depend on the tokens that were drawn before, besides through the model?"""
         penalties = self.presence_penalty, self.frequency_penalty
-        return bool(self.logit_bias) or self.repetition_penalty != 1.0 or penalties != (0.0, 0.0)
+        return self.repetition_penalty != 1.0 or penalties != (0.0, 0.0)
 
 
 def _in_range(param: str, value: float, low: float, high: float, *, exclude_low: bool = False) -> None:
@@ -113,6 +118,7 @@ class EngineConfig:
     auto is 1 on a CPU.
     `quantization`: of the linear layers, on a CPU: w8a8 (int8 weights, activations rounded to 8 bits for each token)
     or w8a16 (int8 weights alone). Other results than the unquantized model's, on purpose.
+    `overlap`: launch a step before the one before it is read; the results are the same. auto does on a GPU.
     """
 
     model: str = "smollm2"
@@ -127,6 +133,7 @@ class EngineConfig:
     tier: Literal["auto", 0, 1] = "auto"
     num_threads: int | None = None
     quantization: Literal["w8a8", "w8a16"] | None = None
+    overlap: Literal["auto"] | bool = "auto"
     trust_remote_code: bool = False
     cache_dir: str | None = None
 

@@ -100,13 +100,26 @@ def _is_plain(row: SampleRow) -> bool:
     return not (row.params.edits_logits or row.params.logprobs is not None or row.banned_token_ids)
 
 
+class Carried(NamedTuple):
+    """Tokens that the host does not know: `tokens[i]` of the run is what sample `samples[i]` of the last step drew."""
+
+    tokens: Ints
+    samples: Ints
+
+    def __bool__(self) -> bool:
+        return len(self.tokens) > 0
+
+
+NOTHING_CARRIED = Carried(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32))
+
+
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
     """R rows of ragged length in one run of T tokens, no padding. Row r owns tokens [row_starts[r], row_starts[r + 1]).
 
     Its pages are page_ids[page_starts[r]:page_starts[r + 1]]: they hold its first context_lens[r] tokens, those of
     this step included, so a row attends to [0, context_lens[r]) causally. `slots` are page * PAGE_SIZE + offset.
-    `page_copies` (source, target) are done before anything is written.
+    `page_copies` (source, target) are done before anything is written. Of what is `carried`, token_ids say nothing.
     """
 
     token_ids: Ints  # [T]
@@ -118,6 +131,7 @@ class PackedBatch:
     page_starts: Ints  # [R + 1]
     samples: Sequence[SampleRow] = ()
     page_copies: Sequence[tuple[int, int]] = ()
+    carried: Carried = NOTHING_CARRIED
 
     @property
     def num_tokens(self) -> int:
@@ -143,6 +157,7 @@ class Draws(Sequence[Sampled]):
     token_ids: Ids  # [S]; of a row with an error, anything
     logprobs: Mapping[int, Logprobs] = field(default_factory=dict)
     errors: Mapping[int, RowError] = field(default_factory=dict)
+    redrawn: frozenset[int] = frozenset()  # the next step was given another token for these, and is wrong about them
 
     @classmethod
     def of(cls, drawn: Sequence[Sampled]) -> "Draws":
@@ -185,6 +200,22 @@ class Runner(Protocol):
 
     def run(self, batch: PackedBatch) -> Sequence[Sampled]:
         """One Sampled per batch.samples, in order; `Draws` is the cheap way. Raises only when the whole step failed."""
+        ...
+
+
+class Launch(Protocol):
+    """A step that runs."""
+
+    def read(self) -> Draws:
+        """Waits for it. May be asked again."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts steps without waiting for them: what the overlapped loop needs of a runner."""
+
+    def launch(self, batch: PackedBatch) -> Launch:
+        """What is carried comes from the step launched before. Raises as Runner.run does; nothing is launched then."""
         ...
 
 

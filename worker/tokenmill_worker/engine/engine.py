@@ -1,6 +1,7 @@
 """The engine: requests in, token events out, one step at a time. Knows no queue, no model class and no device."""
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from operator import attrgetter
@@ -9,6 +10,7 @@ import numpy as np
 
 from tokenmill_worker.engine import echo
 from tokenmill_worker.engine.active import ActiveRequest, Choice
+from tokenmill_worker.engine.ahead import InFlight, launcher_of
 from tokenmill_worker.engine.api import (
     Capacity,
     EngineConfig,
@@ -60,6 +62,9 @@ class Engine:
         self.computing: Mapping[str, str] = loaded.computing
         self.max_model_len = min(loaded.runner.max_model_len, config.max_model_len or loaded.runner.max_model_len)
         self._runner = loaded.runner
+        self._launcher = launcher_of(loaded.runner)
+        self._is_overlapped = _is_overlapped(config, loaded.runner.device)
+        self._in_flight: deque[InFlight] = deque()  # launched and not read, the oldest first
         self._pages = Pages(
             self._runner.num_pages,
             enable_prefix_caching=config.enable_prefix_caching,
@@ -95,13 +100,31 @@ class Engine:
     # The step
 
     def step(self) -> list[TokenEvent]:
-        """Schedule, run, commit: every row in the batch gets on by one token or one prefill chunk."""
+        """Every row in the batch gets on by one token or one prefill chunk. News may be those of the step before."""
         self._end_cancelled()
+        if self._is_overlapped:
+            self._overlapped_step()
+        else:
+            self._plain_step()
+        return self._take_events()
+
+    def _plain_step(self) -> None:
+        """Schedule, run, commit."""
         step = self._scheduler.schedule()
         self._num_steps += bool(step)
-        for part, drawn in self._run(step):
-            self._commit(part, drawn)
-        return self._take_events()
+        self._run_and_commit(step)
+
+    def _overlapped_step(self) -> None:
+        """Schedule, launch, commit the step before: the device works while the host reads, tells and plans.
+
+        Tokens that were drawn and not read go into the next step as they lie on the device. A row that turns out to
+        have ended a step ago takes part once too often, and what it draws is dropped.
+        """
+        self._commit_in_flight(but=0 if self._scheduler.must_know_draws else 1)  # 1: nothing, unless interrupted
+        step = self._scheduler.schedule()
+        self._num_steps += bool(step)
+        is_launched = bool(step) and self._launch(step)
+        self._commit_in_flight(but=int(is_launched))
 
     # Requests in and out
 
@@ -144,6 +167,7 @@ class Engine:
     def close(self) -> None:
         for request_id in list(self._requests):
             self.drop(request_id)
+        self._in_flight.clear()
 
     def _tell_finished_by_resume(self, active: ActiveRequest) -> None:
         """Choices that the resumed tokens alone complete, and the last word of a request that lacked only that."""
@@ -174,6 +198,45 @@ class Engine:
             self._scheduler.remove(choice.sequence)
 
     # Running rows, and what becomes of one that fails
+
+    def _launch(self, step: Scheduled) -> bool:
+        """False: it could not be launched, so everything before it was committed and it was run the plain way."""
+        try:
+            launch = self._launcher.launch(pack(step, self._scheduler.rows))
+        except Exception as error:  # as in _run, which does it again and finds out who is guilty
+            _logger.warning("A step of %d rows could not be launched (%s)", len(step), type(error).__name__)
+            self._commit_in_flight()
+            self._run_and_commit(step.only(np.flatnonzero(self._scheduler.is_there(step)).tolist()))
+            return False
+        self._scheduler.advance(step)
+        self._in_flight.append(InFlight(step, launch))
+        return True
+
+    def _commit_in_flight(self, *, but: int = 0) -> None:
+        """All that was launched, but for the last so many steps."""
+        while len(self._in_flight) > but:
+            step, launch = self._in_flight[0]
+            try:
+                drawn = launch.read()
+            except Exception as error:  # the device's own, told late: nothing that runs there can be trusted
+                _logger.warning("A launched step failed; the loop is not overlapped from now on", exc_info=error)
+                self._forget_in_flight()
+                return
+            self._in_flight.popleft()
+            self._commit(step, drawn)
+
+    def _forget_in_flight(self) -> None:
+        """All its rows begin again, from the tokens that are known, in plain steps that tell who is guilty."""
+        self._is_overlapped = False
+        while self._in_flight:
+            step = self._in_flight.pop().step
+            for index in np.flatnonzero(self._scheduler.is_there(step)).tolist():
+                self._scheduler.preempt(step.sequences[index])
+
+    def _run_and_commit(self, step: Scheduled) -> None:
+        for part, drawn in self._run(step):
+            self._scheduler.advance(part)
+            self._commit(part, drawn)
 
     def _run(self, step: Scheduled) -> list[_Outcome]:
         """The runner's answer. A fault costs the row that causes it, never its neighbours."""
@@ -212,13 +275,16 @@ class Engine:
         """The rows' tokens are stored and the next ones drawn, unless a row failed or its request ended meanwhile."""
         sampled = np.flatnonzero(step.is_sampled)
         for index, error in drawn.errors.items():
-            self._fail(step.sequences[sampled[index]].request_id, error)
+            if self._scheduler.is_there(step)[sampled[index]]:
+                self._fail(step.sequences[sampled[index]].request_id, error)
         is_there = self._scheduler.commit(step)
         for index in np.flatnonzero(is_there & self._scheduler.rows.is_choice[step.rows]).tolist():
             self._unpark(step.sequences[index])
         drew = np.flatnonzero(is_there[sampled])
         token_ids, rows = drawn.token_ids[drew], sampled[drew]
         self._scheduler.rows.append(step.rows[rows], token_ids)
+        if drawn.redrawn:
+            self._scheduler.rewind(step, [row for row, place in zip(rows, drew, strict=True) if place in drawn.redrawn])
         for place, index, token_id in zip(drew.tolist(), rows.tolist(), token_ids.tolist(), strict=True):
             self._append(step.sequences[index], token_id, drawn.logprobs.get(place))
 
@@ -333,6 +399,11 @@ class Engine:
                 raise InvalidRequestError(f"prompt {index}: {error}", param=error.param, code=error.code) from None
         # One batch inside and the next one queued: a freed row never waits for a request to be built.
         return run_offline(self, requests, max_active=2 * self.config.max_num_seqs)
+
+
+def _is_overlapped(config: EngineConfig, device: str) -> bool:
+    """On a CPU the loop would wait for itself: the same cores compute, and a row would take part once too often."""
+    return device.startswith("cuda") if config.overlap == "auto" else config.overlap
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -4,15 +4,24 @@ from functools import partial
 
 import numpy as np
 
-from tokenmill_worker.engine.batch import PAGE_SIZE, Bools, Ints, PackedBatch, SampleRow, Samples
+from tokenmill_worker.engine.batch import (
+    NOTHING_CARRIED,
+    PAGE_SIZE,
+    Bools,
+    Carried,
+    Ints,
+    PackedBatch,
+    SampleRow,
+    Samples,
+)
 from tokenmill_worker.engine.rows import Rows
 from tokenmill_worker.engine.scheduler import Scheduled
 
 
 def pack(step: Scheduled, rows: Rows) -> PackedBatch:
     """The scheduled tokens of all rows end to end, and nothing else. The rows' pages are already theirs."""
-    done, lengths = rows.n_done[step.rows], step.num_tokens
-    context_lens = done + lengths
+    context_lens, lengths = step.context_lens, step.num_tokens
+    done = context_lens - lengths
     num_pages = (context_lens + (PAGE_SIZE - 1)) // PAGE_SIZE
     row_starts = _starts(lengths)
     positions = np.arange(row_starts[-1], dtype=np.int32) + np.repeat(done - row_starts[:-1], lengths)
@@ -28,6 +37,7 @@ def pack(step: Scheduled, rows: Rows) -> PackedBatch:
         page_starts=_starts(num_pages),
         samples=_samples(step, rows),
         page_copies=_page_copies(step, rows.is_forked[step.rows]),
+        carried=_carried(step, row_starts, rows),
     )
 
 
@@ -47,7 +57,7 @@ def _page_ids(owners: Ints, num_pages: Ints, rows: Rows) -> Ints:
 def _samples(step: Scheduled, rows: Rows) -> Samples:
     where = np.flatnonzero(step.is_sampled).astype(np.int32)
     sampled = step.rows[where]
-    positions = rows.n_total[sampled] - rows.n_prompt[sampled]
+    positions = rows.n_total[sampled] + rows.n_drawn[sampled] - rows.n_prompt[sampled]
     is_banning = positions < rows.min_tokens[sampled]
     return Samples(
         where,
@@ -55,23 +65,29 @@ def _samples(step: Scheduled, rows: Rows) -> Samples:
         positions=positions,
         settings=rows.settings[sampled],
         is_plain=~(rows.is_edited[sampled] | is_banning),
-        make=partial(_sample_row, step, where),
+        make=partial(_sample_row, step, where, positions),
     )
 
 
-def _sample_row(step: Scheduled, where: Ints, index: int) -> SampleRow:
-    row = int(where[index])
+def _sample_row(step: Scheduled, where: Ints, positions: Ints, index: int) -> SampleRow:
+    """May be asked when later steps were launched."""
+    row, position = int(where[index]), int(positions[index])
     sequence = step.sequences[row]
-    position = sequence.num_output_tokens
     return SampleRow(
         row,
         sequence.params,
         sequence.seed,
         position,
         sequence.prompt_token_ids,
-        sequence.output_token_ids,
+        sequence.output_token_ids[:position],
         sequence.stop_token_ids if position < sequence.params.min_tokens else (),
     )
+
+
+def _carried(step: Scheduled, row_starts: Ints, rows: Rows) -> Carried:
+    """A row that drew a token which nobody has read takes part with that token alone."""
+    where = np.flatnonzero(rows.n_drawn[step.rows])
+    return Carried(row_starts[where], rows.last_sample[step.rows[where]]) if len(where) else NOTHING_CARRIED
 
 
 def _page_copies(step: Scheduled, is_forked: Bools) -> list[tuple[int, int]]:

@@ -16,15 +16,19 @@ class Rows:
     """Room for `num_rows` sequences. The tables' widths double when a longer one comes.
 
     n_prompt <= n_total known tokens, of which n_done have their KV stored in the row's first pages, of at most
-    max_total. `n_remembered` full pages were told to the prefix cache.
+    max_total. `n_remembered` full pages were told to the prefix cache. A step that was launched and not read yet counts
+    as stored; what it draws are `n_drawn` more tokens that nobody knows, the last of them `last_sample` of that step.
     """
 
     def __init__(self, num_rows: int) -> None:
         self.is_taken: Bools = np.zeros(num_rows, dtype=np.bool_)
         self.is_forked: Bools = np.zeros(num_rows, dtype=np.bool_)  # its last page is to be copied from another row's
         self.is_choice: Bools = np.zeros(num_rows, dtype=np.bool_)  # one of several of its request
+        self.is_penalized: Bools = np.zeros(num_rows, dtype=np.bool_)  # its draw depends on the tokens it drew before
+        self.times_taken: Ints = np.zeros(num_rows, dtype=np.int32)  # tells a row's sequences apart
         self.n_prompt, self.n_total, self.n_done, self.max_total = _zeros(4, num_rows)
         self.num_pages, self.n_remembered, self.min_tokens = _zeros(3, num_rows)
+        self.n_drawn, self.last_sample = _zeros(2, num_rows)
         self.token_ids: Ints = np.zeros((num_rows, _FIRST_TOKENS), dtype=np.int32)
         self.page_ids: Ints = np.zeros((num_rows, num_pages_for(_FIRST_TOKENS)), dtype=np.int32)
         self.seeds: Seeds = np.zeros(num_rows, dtype=np.uint64)
@@ -34,7 +38,9 @@ class Rows:
 
     @property
     def num_wanted(self) -> Ints:
-        return self.n_total - self.n_done
+        """The last of max_total tokens ends its sequence, so it is never stored."""
+        wanted: Ints = np.minimum(self.n_total + self.n_drawn, self.max_total - 1) - self.n_done
+        return wanted
 
     def take(self, known: Ints, params: SamplingParams, *, n_prompt: int, max_total: int, seed: int) -> int:
         """A row for a sequence with these known tokens, nothing of which is stored yet."""
@@ -42,7 +48,8 @@ class Rows:
         self._widen(max_total)
         self.is_taken[row] = True
         self.n_prompt[row], self.n_total[row], self.max_total[row] = n_prompt, len(known), max_total
-        self.n_done[row] = self.num_pages[row] = self.n_remembered[row] = 0
+        self.times_taken[row] += 1
+        self.n_done[row] = self.num_pages[row] = self.n_remembered[row] = self.n_drawn[row] = 0
         self.is_forked[row], self.is_choice[row] = False, params.n > 1
         self.token_ids[row, : len(known)] = known
         self.seeds[row], self.min_tokens[row] = seed & 0xFFFF_FFFF_FFFF_FFFF, params.min_tokens
@@ -50,6 +57,7 @@ class Rows:
             settings_of(params),
             params.edits_logits or params.logprobs is not None,
         )
+        self.is_penalized[row] = params.penalizes_tokens
         return row
 
     def give_back(self, row: int) -> None:
@@ -57,9 +65,10 @@ class Rows:
         self._free.append(row)
 
     def append(self, rows: Ints, token_ids: Ints | Ids) -> None:
-        """One more known token for each of these rows."""
+        """One more known token for each of these rows, the first of those it drew."""
         self.token_ids[rows, self.n_total[rows]] = token_ids
         self.n_total[rows] += 1
+        self.n_drawn[rows] -= 1
 
     def add_pages(self, rows: Ints, pages: list[int]) -> None:
         """One more page for each of these rows."""

@@ -35,7 +35,9 @@ class Scheduled:
 
     rows: Ints  # [S] of Rows
     num_tokens: Ints  # [S]
+    context_lens: Ints  # [S] tokens stored when the step has run
     is_sampled: Bools  # [S]
+    times_taken: Ints  # [S] of the rows, when they were scheduled
     sequences: list[Sequence]
 
     def __len__(self) -> int:
@@ -48,8 +50,14 @@ class Scheduled:
     def only(self, indexes: SequenceOf[int]) -> "Scheduled":
         """Some of the rows, as a step of their own."""
         where = np.asarray(indexes, dtype=np.intp)
-        sequences = [self.sequences[index] for index in indexes]
-        return Scheduled(self.rows[where], self.num_tokens[where], self.is_sampled[where], sequences)
+        return Scheduled(
+            self.rows[where],
+            self.num_tokens[where],
+            self.context_lens[where],
+            self.is_sampled[where],
+            self.times_taken[where],
+            [self.sequences[index] for index in indexes],
+        )
 
 
 class _Step:
@@ -127,7 +135,10 @@ class Scheduler:
     # One step
 
     def schedule(self) -> Scheduled:
-        """The next step's rows, at most max_num_batched_tokens tokens in all. Empty only when nothing waits or runs."""
+        """The next step's rows, at most max_num_batched_tokens tokens in all.
+
+        Empty only when nothing waits or runs, or all that runs has drawn its last token and only has to be told.
+        """
         step = _Step(self.max_num_batched_tokens)
         wanted = self.rows.num_wanted[self._running_rows()]
         decoding = self._running_rows()[wanted == 1]
@@ -139,23 +150,54 @@ class Scheduler:
             self._admit(self.waiting[0], step)
         return self._scheduled(step)
 
+    def advance(self, step: Scheduled) -> None:
+        """The step runs, or did: what the next one stores and draws comes after it."""
+        is_there = self.is_there(step)
+        own = step.rows[is_there]
+        self.rows.n_done[own] = step.context_lens[is_there]
+        sampled = step.rows[step.is_sampled]
+        self.rows.last_sample[sampled] = np.arange(len(sampled), dtype=np.int32)
+        self.rows.n_drawn[own] += step.is_sampled[is_there]
+        for row in own[self.rows.is_forked[own]].tolist():
+            self._end_copy(self._sequence_in(row))
+
+    def rewind(self, step: Scheduled, indexes: SequenceOf[int]) -> None:
+        """What was launched after the step, of these of its rows, began with a wrong token and counts for nothing.
+
+        Called when what the step drew is appended. Storing that place again overwrites what is there.
+        """
+        where = np.asarray(indexes, dtype=np.intp)
+        own = step.rows[where]
+        self.rows.n_done[own] = step.context_lens[where]
+        self.rows.n_drawn[own] = 0
+        self.rows.times_taken[own] += 1
+
     def commit(self, step: Scheduled) -> Bools:
         """The step ran: its rows' tokens are stored. Called before what they drew is appended.
 
         Returns which of the rows are still there; the others' sequences left while the step ran.
         """
-        is_there = self.rows.is_taken[step.rows]
-        own, num_tokens = step.rows[is_there], step.num_tokens[is_there]
-        self._count(own, num_tokens)
-        self.rows.n_done[own] += num_tokens
-        for row in own[self.rows.is_forked[own]].tolist():
-            self._end_copy(self._sequence_in(row))
-        for row in own[self.rows.n_done[own] // PAGE_SIZE > self.rows.n_remembered[own]].tolist():
-            self._remember_full_pages(self._sequence_in(row))
+        is_there = self.is_there(step)
+        own, context_lens = step.rows[is_there], step.context_lens[is_there]
+        self._count(own, step.num_tokens[is_there], context_lens)
+        num_full = context_lens // PAGE_SIZE
+        is_filled = num_full > self.rows.n_remembered[own]
+        for row, num_pages in zip(own[is_filled].tolist(), num_full[is_filled].tolist(), strict=True):
+            self._remember_pages(self._sequence_in(row), num_pages)
         return is_there
 
-    def _count(self, rows: Ints, num_tokens: Ints) -> None:
-        is_decode = (num_tokens == 1) & (self.rows.n_done[rows] >= self.rows.n_prompt[rows])
+    def is_there(self, step: Scheduled) -> Bools:
+        """Which of the step's rows still run the sequence that was scheduled."""
+        is_there: Bools = self.rows.is_taken[step.rows] & (self.rows.times_taken[step.rows] == step.times_taken)
+        return is_there
+
+    @property
+    def must_know_draws(self) -> bool:
+        """Does the next step depend on tokens that were drawn but not read? (Their place in the batch needs none.)"""
+        return bool((self.rows.is_penalized & self.rows.is_taken & (self.rows.n_drawn > 0)).any())
+
+    def _count(self, rows: Ints, num_tokens: Ints, context_lens: Ints) -> None:
+        is_decode = (num_tokens == 1) & (context_lens > self.rows.n_prompt[rows])
         num_decode = int(is_decode.sum())
         self.num_decode_tokens += num_decode
         self.num_prefill_tokens += int(num_tokens.sum()) - num_decode
@@ -175,7 +217,14 @@ class Scheduler:
         rows = np.fromiter(step.num_tokens.keys(), np.int32, len(step.num_tokens))
         num_tokens = np.fromiter(step.num_tokens.values(), np.int32, len(rows))
         is_sampled = num_tokens == self.rows.num_wanted[rows]
-        return Scheduled(rows, num_tokens, is_sampled, list(map(self._sequence_in, step.num_tokens)))
+        return Scheduled(
+            rows,
+            num_tokens,
+            self.rows.n_done[rows] + num_tokens,
+            is_sampled,
+            self.rows.times_taken[rows],
+            list(map(self._sequence_in, step.num_tokens)),
+        )
 
     def _decode(self, rows: Ints, step: _Step) -> None:
         """All of them, at once unless the pages for those that begin a new one run out."""
@@ -290,8 +339,8 @@ class Scheduler:
 
     # Pages
 
-    def _remember_full_pages(self, sequence: Sequence) -> None:
-        num_full, row = sequence.n_done // PAGE_SIZE, sequence.row
+    def _remember_pages(self, sequence: Sequence, num_full: int) -> None:
+        row = sequence.row
         if self.pages.enable_prefix_caching:
             digests = sequence.page_digests(num_full, self.pages)
             for index in range(int(self.rows.n_remembered[row]), num_full):
@@ -354,7 +403,9 @@ class Scheduler:
         assert self.rows.n_prompt[row.row] == row.n_prompt, "a row has another sequence's prompt"
         assert self.rows.is_forked[row.row] == (row.copy_source is not None), "a copy is forgotten, or a ghost"
         assert row.n_prompt <= row.n_total <= row.max_total, "a row knows more tokens than it may"
-        assert row.n_done < row.n_total, "a row wants nothing, yet runs"
+        num_drawn = int(self.rows.n_drawn[row.row])
+        assert 0 <= num_drawn <= 1, "a row is more than a step ahead of what is known of it"
+        assert row.n_done < row.n_total + num_drawn, "a row wants nothing, yet runs"
         assert row.num_pages >= num_pages_for(row.n_done), "stored tokens lack a page"
         own = row.pages[row.n_done // PAGE_SIZE :]
         others = {page for row_ in self.running if row_ is not row for page in row_.pages}

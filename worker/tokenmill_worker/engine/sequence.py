@@ -77,7 +77,7 @@ class Sequence:
         self._known = self._known[:0]
 
     def leave(self) -> None:
-        """Undo `join`. The tokens stay, what was stored of them does not."""
+        """Undo `join`. The known tokens stay; what was stored of them does not, nor what was drawn and not read."""
         assert self._rows is not None
         self._known = self.token_ids.copy()
         self._rows.give_back(self.row)
@@ -103,7 +103,7 @@ class Sequence:
 
     @property
     def num_wanted(self) -> int:
-        return self.n_total - self.n_done
+        return self.n_total if self._rows is None else int(self._rows.num_wanted[self.row])
 
     @property
     def num_output_tokens(self) -> int:

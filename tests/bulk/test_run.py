@@ -1,9 +1,11 @@
 """A whole run against a queue that is a dictionary: what is done, what is done again, and what never is."""
 
+import io
 import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,12 @@ from tokenmill.bulk.answers import Answer
 from tokenmill.bulk.execute import execute
 from tokenmill.bulk.identity import Recipe, seed_of
 from tokenmill.bulk.planner import OutgoingRow
-from tokenmill.bulk.progress import SilentView
+from tokenmill.bulk.progress import LineView, SilentView
 from tokenmill.bulk.report import RunReport
 from tokenmill.bulk.rows import Fields
 from tokenmill.bulk.run import SendStatus
 from tokenmill.bulk.spec import InputSpec, Order, RunSpec
+from tokenmill.bulk.window import MIN_ROWS
 from tokenmill.wire.keys import Lane
 from tokenmill.wire.messages import Request, SamplingParams
 
@@ -303,3 +306,99 @@ def test_nothing_but_manifest_and_reports_stays_beside_the_output(tmp_path: Path
     run(write_rows(tmp_path, questions("a")), FakeQueue())
     left = {path.name for path in (tmp_path / "out.jsonl.tokenmill").rglob("*") if path.is_file()}
     assert left == {"lock", "manifest.json", "report.json", "report.svg", "report.txt"}
+
+
+def test_samples_are_completions_of_their_own_with_their_own_seeds(tmp_path: Path) -> None:
+    path, queue = write_rows(tmp_path, questions("a", "b")), FakeQueue()
+    report = run(path, queue, samples=3)
+    assert (report.num_rows, report.num_done) == (6, 6)
+    lines = lines_of(tmp_path / "out.jsonl")
+    assert [line["sample"] for line in lines] == [0, 1, 2] * 2
+    assert inputs_of(path) == questions("a", "a", "a", "b", "b", "b")
+    assert len({line["row_hash"] for line in lines}) == len({sampling_of(row).seed for row in queue.sent}) == 6
+
+
+def test_samples_under_one_seed_differ_and_the_first_has_it(tmp_path: Path) -> None:
+    queue = FakeQueue()
+    run(write_rows(tmp_path, questions("a")), queue, samples=3, recipe=Recipe(column="q", sampling={"seed": 5}))
+    seeds = [sampling_of(row).seed for row in queue.sent]
+    assert seeds[0] == 5
+    assert len(set(seeds)) == 3
+
+
+def test_asking_for_more_samples_adds_only_those(tmp_path: Path) -> None:
+    path, queue = write_rows(tmp_path, questions("a", "b")), FakeQueue()
+    run(path, FakeQueue())
+    report = run(path, queue, samples=3)
+    assert (report.num_skipped, report.num_done) == (2, 4)
+    assert sorted(row.sample for row in queue.sent) == [1, 1, 2, 2]
+
+
+def test_an_id_column_says_who_a_row_is(tmp_path: Path) -> None:
+    recipe = Recipe(column="q", id_column="id")
+    run(write_rows(tmp_path, [{"id": 1, "q": "a"}, {"id": 2, "q": "b"}]), FakeQueue(), recipe=recipe)
+    path = write_rows(tmp_path, [{"id": 2, "q": "edited"}, {"id": 3, "q": "new"}, {"q": "nobody"}])
+    queue = FakeQueue()
+    report = run(path, queue, recipe=recipe)
+    assert [row.row.fields["q"] for row in queue.sent] == ["new"]
+    assert (report.num_skipped, report.num_failed) == (1, 1)
+    (error,) = lines_of(tmp_path / "out.errors.jsonl")
+    assert "no id: the column 'id'" in str(error["error"])
+
+
+def test_a_run_ends_when_too_many_rows_have_failed_and_goes_on_later(tmp_path: Path) -> None:
+    path, queue = write_rows(tmp_path, questions(*range(40))), FakeQueue()
+    queue.failing = lambda row: int(str(row.row.fields["q"])) % 2 == 0
+    report = run(path, queue, max_errors=3)
+    assert (report.ending, report.num_failed) == ("too_many_errors", 4)
+    assert len(lines_of(tmp_path / "out.errors.jsonl")) == 4
+    assert not queue.waiting, "what was in flight is given up"
+    later = run(path, FakeQueue(), max_errors=3)
+    assert (later.ending, later.num_done + later.num_skipped) == ("complete", 40)
+
+
+def test_bad_rows_alone_can_be_too_many_and_then_no_server_is_needed(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, ["{oops"] * 5)
+    assert run(path, None, max_errors=0).ending == "too_many_errors"
+
+
+def test_a_window_of_its_own_follows_the_workers(tmp_path: Path) -> None:
+    queue = FakeQueue()
+    run(write_rows(tmp_path, questions(*range(200))), queue, window=None)
+    assert queue.max_waiting == MIN_ROWS
+
+
+def test_the_reports_lie_beside_the_output_and_stay_when_nothing_is_left_to_do(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, questions("a", "b"))
+    run(path, FakeQueue())
+    folder = tmp_path / "out.jsonl.tokenmill"
+    told = json.loads((folder / "report.json").read_text())
+    assert (told["num_done"], told["ending"]) == (2, "complete")
+    assert (folder / "report.svg").read_text().startswith("<svg")
+    run(path, None)
+    assert json.loads((folder / "report.json").read_text()) == told
+
+
+def test_an_input_that_changed_is_mentioned(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    for rows in (questions("a"), questions("a"), questions("a", "b")):
+        spec = RunSpec(input=InputSpec(paths=(str(write_rows(tmp_path, rows)),)), out=str(tmp_path / "out.jsonl"))
+        spec = replace(spec, recipe=Recipe(column="q"))
+        execute(spec, queue_factory=lambda run_id: nullcontext(FakeQueue()), view=LineView(stream))
+    assert stream.getvalue().count("the input has changed since the last run") == 1
+
+
+def test_a_run_that_is_told_to_stop_says_so_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, questions(*range(20)))
+    asked = iter([False, False, True])
+    spec = RunSpec(input=InputSpec(paths=(str(path),)), out=str(tmp_path / "out.jsonl"), recipe=Recipe(column="q"))
+    queue = FakeQueue()
+    report = execute(
+        replace(spec, window=2),
+        queue_factory=lambda run_id: nullcontext(queue),
+        view=SilentView(),
+        should_stop=lambda: next(asked),
+    )
+    assert report.is_stopped
+    assert report.num_done < 20
+    assert run(path, FakeQueue()).num_skipped == report.num_done

@@ -4,8 +4,10 @@ A scratch index, built anew by every run from the output file: that file is the 
 nothing here is ever synced, and a crash costs nothing.
 """
 
+import errno
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 CACHE_KIB = 16_384  # all that the index may hold in memory; the rest is the operating system's page cache
@@ -19,6 +21,16 @@ CREATE TABLE done (row_hash TEXT PRIMARY KEY, start INTEGER NOT NULL) WITHOUT RO
 CREATE TABLE seen (content BLOB PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE input (place INTEGER PRIMARY KEY, row_hash TEXT NOT NULL UNIQUE);
 """
+
+
+@contextmanager
+def opened_ledger(folder: Path) -> Iterator["Ledger"]:
+    """A ledger in `folder`, removed at the end. OSError: it cannot be written, for which SQLite has its own words."""
+    try:
+        with closing(Ledger(folder / "ledger.sqlite")) as ledger:
+            yield ledger
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error), str(folder)) from error
 
 
 class Ledger:

@@ -14,12 +14,15 @@ WIDTH, PANEL_HEIGHT, LEFT, RIGHT = 920, 150, 76, 24
 TOPS = (96, 302)  # of the two panels
 HEIGHT = 500
 NUM_TICKS = 5
+TIME_STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 14_400, 43_200)
+MAX_TIMES = 8
 MAX_BARS = 120  # throughput is averaged over this many spans of time at most: finer is noise
 
 _STYLE = """
 svg { background: #ffffff; font: 13px system-ui, sans-serif; }
 text { fill: #4b5563; } .title { fill: #111827; font-size: 18px; font-weight: 600; } .name { fill: #111827; }
-.grid { stroke: #e5e7eb; } .rate { fill: #2563eb; } .flight { fill: none; stroke: #b45309; stroke-width: 2; }
+.grid { stroke: #e5e7eb; } .rate { fill: #2563eb; shape-rendering: crispEdges; }
+.flight { fill: none; stroke: #b45309; stroke-width: 2; }
 .window { fill: none; stroke: #6b7280; stroke-dasharray: 4 4; } .failed { fill: #b91c1c; }
 @media (prefers-color-scheme: dark) {
   svg { background: #111827; }
@@ -73,11 +76,11 @@ def draw(report: RunReport, moments: Sequence[Moment]) -> str:
 
 
 def nice_ceiling(value: float) -> float:
-    """The next 1, 2, 2.5 or 5 times a power of ten: a scale that can be read."""
+    """The next round number whose quarters are round too: a scale that can be read."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(power * step for step in (1, 2, 2.5, 5, 10) if power * step >= value * (1 - 1e-9))
+    return next(power * step for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if power * step >= value * (1 - 1e-9))
 
 
 def _throughput(moments: Sequence[Moment]) -> tuple[str, list[Span]]:
@@ -107,25 +110,35 @@ def _title(report: RunReport) -> list[str]:
         figures.append(f"a row takes {report.latency_s['p50']:,.2f} s (p99 {report.latency_s['p99']:,.2f} s)")
     failed = f' <tspan class="failed">{report.num_failed:,} failed</tspan>' if report.num_failed else ""
     return [
-        f'<text class="title" x="{LEFT}" y="34">{escape(report.out)}</text>',
+        f'<text class="title" x="{LEFT}" y="34">{escape(report.out.rpartition("/")[2])}</text>',
         f'<text x="{LEFT}" y="58">{escape(" · ".join(figures))}{failed}</text>',
     ]
 
 
 def _axes(panel: Panel, name: str) -> list[str]:
     ticks = [panel.largest * number / (NUM_TICKS - 1) for number in range(NUM_TICKS)]
-    times = [panel.longest_s * number / NUM_TICKS for number in range(NUM_TICKS + 1)]
+    times = time_ticks(panel.longest_s)
+    digits = 0 if panel.largest >= 10 else 2
     bottom = panel.top + PANEL_HEIGHT
     return [
         f'<text class="name" x="{LEFT}" y="{panel.top - 12}">{escape(name)}</text>',
         *(f'<path class="grid" d="M{LEFT} {panel.y(tick)}H{WIDTH - RIGHT}"/>' for tick in ticks),
-        *(f'<text x="{LEFT - 8}" y="{panel.y(tick) + 4}" text-anchor="end">{tick:,.4g}</text>' for tick in ticks),
-        *(f'<text x="{panel.x(s)}" y="{bottom + 20}" text-anchor="middle">{_time(s, panel)}</text>' for s in times),
+        *(
+            f'<text x="{LEFT - 8}" y="{panel.y(tick) + 4}" text-anchor="end">{tick:,.{digits}f}</text>'
+            for tick in ticks
+        ),
+        *(f'<text x="{panel.x(s)}" y="{bottom + 20}" text-anchor="middle">{_time(s)}</text>' for s in times),
     ]
 
 
-def _time(seconds: float, panel: Panel) -> str:
-    return format_duration(seconds) if panel.longest_s >= NUM_TICKS * 2 else f"{seconds:.1f} s"
+def time_ticks(longest_s: float) -> list[float]:
+    """From 0, at round distances, as many as there is room for."""
+    step = next((step for step in TIME_STEPS_S if longest_s / step <= MAX_TIMES), math.ceil(longest_s / MAX_TIMES))
+    return [step * number for number in range(int(longest_s / step) + 1)]
+
+
+def _time(seconds: float) -> str:
+    return format_duration(seconds) if seconds == round(seconds) else f"{seconds:.1f} s"
 
 
 def _bar(panel: Panel, span: Span) -> str:

@@ -7,8 +7,6 @@ Rows in flight are bounded by the window, and what is done is looked up on disk,
 input. Nothing is connected (and no local worker started) before a missing row is found.
 """
 
-import errno
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from tokenmill.bulk.answers import Answer
 from tokenmill.bulk.identity import custom_id_of
-from tokenmill.bulk.ledger import Ledger
+from tokenmill.bulk.ledger import opened_ledger
 from tokenmill.bulk.output import OutputFile
 from tokenmill.bulk.planner import OutgoingRow, Planner, input_path
 from tokenmill.bulk.progress import ProgressView, Tally
@@ -105,17 +103,12 @@ class BulkRun:
 
     def run(self) -> RunReport:
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._ledger = Ledger(self._output.folder / "ledger.sqlite")
-        try:
+        with opened_ledger(self._output.folder) as self._ledger:
             self._load_done_rows()
             path, limit = input_path(self._spec), self._spec.limit
             self._tally.num_rows = count_rows(path, limit=limit) * self._spec.samples
             self._work()
             self._put_in_order()
-        except sqlite3.Error as error:  # a full disk, in its own words
-            raise OSError(errno.EIO, str(error), str(self._output.folder)) from error
-        finally:
-            self._ledger.close()
         return self._report(started_at)
 
     def _work(self) -> None:
@@ -132,6 +125,7 @@ class BulkRun:
         started_s = time.monotonic()
         self.timeline = Timeline()
         self._view.start(self._tally)
+        self.timeline.look(self._tally)
         try:
             self._drive(queue, missing)
         except EndedError as ended:

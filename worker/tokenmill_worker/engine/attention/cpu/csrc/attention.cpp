@@ -11,51 +11,22 @@
 #include <utility>
 #include <vector>
 
-#include "kernels.h"
+#include "tiles.h"
+#include "tokens.h"
 
 namespace tokenmill {
 namespace {
 
 constexpr int64_t BLOCK_ROWS = 64;
 constexpr int64_t SPLIT_PAGES = 16;  // long contexts of few tokens are cut into pieces of so many pages, merged at the end
+constexpr int64_t MANY_UNITS = 8;    // for each thread
+constexpr int64_t STORE_GRAIN = 24;  // keys and values of one head
 constexpr int64_t PAGES_AHEAD = 2;   // are fetched from memory while one is computed
 constexpr int64_t SMALL_COST = 64;   // pages times heads times blocks: below, one thread is faster than waking another
 constexpr float NOTHING_YET = -1e30f;  // a maximum that is finite, so that -inf - maximum is never NaN
 constexpr float SLACK = 8.0f;  // weights may grow to 2^SLACK before the sums are rescaled to a new maximum
 
-constexpr int SCORE_VECTORS = PAGE_SIZE / LANES;
-constexpr int ROWS_AT_ONCE = LANES == 16 ? 8 : 2;  // as many sums as fit the registers beside the operands
-
-// How elements lie in 32-bit words, and the product of two vectors of words added to float32 sums.
-template <class T>
-struct Packed;
-
-template <>
-struct Packed<float> {
-  using Word = float;
-  using Vector = Floats;
-  static constexpr int PER_WORD = 1;
-  static Floats dot(Floats total, Floats a, Floats b) { return total + a * b; }
-  static Floats keep(Floats words, uint32_t) { return words; }
-};
-
-template <>
-struct Packed<bf16> {
-  using Word = uint32_t;
-  using Vector = Words;
-  static constexpr int PER_WORD = 2;
-  static Floats dot(Floats total, Words a, Words b) {
-#if defined(__AVX512BF16__)
-    return (Floats)_mm512_dpbf16_ps((__m512)total, (__m512bh)a, (__m512bh)b);
-#else
-    total += (Floats)(a << 16) * (Floats)(b << 16);
-    return total + (Floats)(a & 0xffff0000u) * (Floats)(b & 0xffff0000u);
-#endif
-  }
-  static Words keep(Words words, uint32_t bits) { return words & bits; }
-};
-
-constexpr uint32_t BOTH = 0xffffffffu, EARLIER = 0x0000ffffu, LATER = 0xffff0000u;  // keys of a word of weights
+constexpr uint32_t EARLIER = 0x0000ffffu, LATER = 0xffff0000u, BOTH = EARLIER | LATER;  // keys of a word of weights
 
 // Tokens [first_token, + num_tokens) of the step against keys [first_key, last_key) of their request.
 struct Unit {
@@ -68,6 +39,7 @@ struct Unit {
   int64_t num_splits;    // of the whole, of which this is one
   int64_t first_partial; // index of split 0's partial result for head 0; the others follow, split by split
   int64_t split;
+  bool stores;  // its tokens' keys and values: no other unit of the row looks at them
   int64_t cost() const { return num_tokens * (last_key - first_key + PAGE_SIZE); }
 };
 
@@ -85,6 +57,11 @@ struct State {
   std::vector<float> sums;        // [rows][stride]
   std::vector<int64_t> last_key;  // [rows]: the first key that the row may not see
 
+  static State& own() {
+    static thread_local State state;
+    return state;
+  }
+
   void begin(int64_t rows, int64_t key_words, int64_t value_dim) {
     num_rows = rows;
     stride = (value_dim + LANES - 1) / LANES * LANES;
@@ -98,71 +75,20 @@ struct State {
   }
 };
 
-template <class T, int M>
-void score_rows(const typename Packed<T>::Word* queries, int64_t query_stride, const T* tile, int64_t num_words,
-                float* scores) {
-  using P = Packed<T>;
-  const auto* keys = reinterpret_cast<const char*>(tile);
-  Floats sums[M][SCORE_VECTORS] = {};
-  for (int64_t word = 0; word < num_words; ++word) {
-    typename P::Vector key[SCORE_VECTORS];
-    for (int v = 0; v < SCORE_VECTORS; ++v) {
-      key[v] = load<typename P::Vector>(keys + (word * PAGE_SIZE + v * LANES) * 4);
-    }
-    for (int m = 0; m < M; ++m) {
-      const auto query = all(queries[word * query_stride + m]);
-      for (int v = 0; v < SCORE_VECTORS; ++v) sums[m][v] = P::dot(sums[m][v], key[v], query);
-    }
-  }
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < SCORE_VECTORS; ++v) store(scores + m * PAGE_SIZE + v * LANES, sums[m][v]);
-  }
-}
-
-// `words` [first, last) of weights; `count` elements of the last vector are value dimensions.
-template <class T, int M, int V>
-void add_values(const typename Packed<T>::Word* weights, const T* tile, int64_t value_dim, int64_t first, int64_t last,
-                uint32_t kept, int count, float* sums, int64_t stride) {
-  using P = Packed<T>;
-  const auto* values = reinterpret_cast<const char*>(tile);
-  Floats sum[M][V];
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) sum[m][v] = load_floats(sums + m * stride + v * LANES);
-  }
-  for (int64_t word = first; word < last; ++word) {
-    typename P::Vector value[V];
-    for (int v = 0; v < V; ++v) {
-      const char* from = values + (word * value_dim + v * LANES) * 4;
-      value[v] = V > 1 || count == LANES ? load<typename P::Vector>(from) : load<typename P::Vector>(from, count);
-      value[v] = P::keep(value[v], kept);
-    }
-    for (int m = 0; m < M; ++m) {
-      const auto weight = all(weights[m * (PAGE_SIZE / P::PER_WORD) + word]);
-      for (int v = 0; v < V; ++v) sum[m][v] = P::dot(sum[m][v], value[v], weight);
-    }
-  }
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) store(sums + m * stride + v * LANES, sum[m][v]);
-  }
-}
-
-// body.template operator()<M>(first row) over all rows, M at a time, the remainder in one piece.
-template <int M = ROWS_AT_ONCE, class F>
-void for_rows(int64_t begin, int64_t end, F&& body) {
-  if constexpr (M > 0) {
-    for (; begin + M <= end; begin += M) body.template operator()<M>(begin);
-    for_rows<M - 1>(begin, end, body);
-  }
-}
-
 template <class T>
 class Attention {
   using P = Packed<T>;
   using Word = typename P::Word;
 
  public:
-  Attention(Heads<const T> query, Pages<T> pages, const Step& step, const Layer& layer, T* result)
-      : query_(query), pages_(pages), step_(step), layer_(layer), result_(result), group_(layer.heads / layer.kv_heads) {
+  Attention(const Tokens<T>& tokens, Pages<T> pages, const Step& step, const Layer& layer, T* result)
+      : tokens_(tokens),
+        pages_(pages),
+        step_(step),
+        layer_(layer),
+        result_(result),
+        group_(layer.heads / layer.kv_heads),
+        scale_(layer.softcap == 0.0f ? layer.scale * LOG2_E : layer.scale) {
     for (int64_t row = 0; row < step.num_rows; ++row) plan(row);
     partials_.reset(new float[num_partials_ * partial_size()]);
     pending_ = std::vector<std::atomic<int>>(step.num_rows * layer.kv_heads);
@@ -174,25 +100,38 @@ class Attention {
   }
 
   void run() {
+    store_shared();
     std::stable_sort(units_.begin(), units_.end(), [](const Unit& a, const Unit& b) { return a.cost() > b.cost(); });
     int64_t cost = 0;
     for (const Unit& unit : units_) cost += unit.cost() * layer_.kv_heads;
     const int64_t num_items = static_cast<int64_t>(units_.size()) * layer_.kv_heads;
     const int64_t num_workers = cost < SMALL_COST * PAGE_SIZE ? 1 : std::min(num_threads(), num_items);
+    // Where there are many units, a thread takes one with all its heads: it then knows what it will need next.
+    const int64_t stretch = num_items >= MANY_UNITS * num_workers * layer_.kv_heads ? layer_.kv_heads : 1;
     std::atomic<int64_t> next{0};
     parallel_for(num_workers, 1, [&](int64_t begin, int64_t end) {
-      static thread_local State<T> state;
+      State<T>& state = State<T>::own();
       for (int64_t worker = begin; worker < end; ++worker) {
-        for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < num_items;) {
-          // What this thread is likely to take next: the others are at the items between.
-          const int64_t upcoming = std::min(item + num_workers, num_items - 1);
-          attend(units_[item / layer_.kv_heads], item % layer_.kv_heads, upcoming, state);
+        for (int64_t first; (first = next.fetch_add(stretch, std::memory_order_relaxed)) < num_items;) {
+          for (int64_t item = first; item < first + stretch; ++item) {
+            // Then what this thread is likely to take: the others are at the items between.
+            const int64_t likely = std::min(first + stretch * num_workers, num_items - 1);
+            const int64_t upcoming = item + 1 < first + stretch ? item + 1 : likely;
+            attend(units_[item / layer_.kv_heads], item % layer_.kv_heads, upcoming, state);
+          }
         }
       }
     });
   }
 
  private:
+  void store_shared() {
+    const auto count = static_cast<int64_t>(shared_tokens_.size());
+    parallel_for(count * layer_.kv_heads, STORE_GRAIN, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) tokens_.store(shared_tokens_[i / layer_.kv_heads], i % layer_.kv_heads);
+    });
+  }
+
   // One unit per block of queries; where all are in one block, one per piece of the context.
   void plan(int64_t row) {
     const int64_t first = step_.row_starts[row], last = step_.row_starts[row + 1];
@@ -202,13 +141,12 @@ class Attention {
       const int64_t count = std::min(per_block, last - token), position = before + token - first;
       const int64_t end = position + count;
       const int64_t begin = position < layer_.window ? 0 : position - layer_.window + 1;
-      Unit unit{row, token, count, position, begin, end, 1, num_partials_, 0};
-      if (last - first <= per_block) {
-        split(unit);
-      } else {
-        units_.push_back(unit);
-      }
+      const bool is_single = last - first <= per_block;
+      const Unit unit{row, token, count, position, begin, end, 1, num_partials_, 0, is_single};
+      if (is_single) return split(unit);
+      units_.push_back(unit);
     }
+    for (int64_t token = first; token < last; ++token) shared_tokens_.push_back(token);
   }
 
   void split(Unit whole) {
@@ -232,21 +170,38 @@ class Attention {
     const int32_t* page_ids = step_.page_ids + step_.page_starts[unit.row];
     const int64_t last_page = (unit.last_key - 1) / PAGE_SIZE;
     for (int64_t page = unit.first_key / PAGE_SIZE; page <= last_page; ++page) {
+      if (unit.stores) store_page(unit, head, page);
       const auto [next_keys, next_values] = tiles_ahead(unit, head, page + PAGES_AHEAD, last_page, upcoming);
-      const T *keys = key_tile(page_ids[page], head), *values = value_tile(page_ids[page], head);
-      prefetch(next_keys, PAGE_SIZE * layer_.key_dim);
-      for_rows(0, state.num_rows, [&]<int M>(int64_t m) {
-        score_rows<T, M>(&state.queries[m], state.num_rows, keys, key_words, &state.scores[m * PAGE_SIZE]);
-      });
-      prefetch(next_values, PAGE_SIZE * layer_.value_dim);
+      score(key_tile(page_ids[page], head), next_keys, state);
       for (int64_t m = 0; m < state.num_rows; ++m) weigh(unit, page * PAGE_SIZE, m, state);
-      gather_values(unit, page * PAGE_SIZE, values, state);
+      gather_values(unit, page * PAGE_SIZE, value_tile(page_ids[page], head), next_values, state);
     }
     if (unit.num_splits == 1) {
       finish(unit, head, state);
     } else {
       set_aside(unit, head, state);
     }
+  }
+
+  // The tokens that belong into this page: just before it is read, so that its lines are on their way already.
+  void store_page(const Unit& unit, int64_t head, int64_t page) const {
+    const int64_t from = unit.first_token - unit.first_position;  // the token of position 0, if it were in the step
+    const int64_t begin = std::max(unit.first_token, from + page * PAGE_SIZE);
+    const int64_t end = std::min(unit.first_token + unit.num_tokens, from + (page + 1) * PAGE_SIZE);
+    for (int64_t token = begin; token < end; ++token) tokens_.store(token, head);
+  }
+
+  void score(const T* keys, const T* next_keys, State<T>& state) const {
+    const int64_t num_words = layer_.key_dim / P::PER_WORD;
+    const ptrdiff_t distance = bytes_between(keys, next_keys);
+    for_rows<SCORE_ROWS>(0, state.num_rows, [&]<int M>(int64_t m) {
+      auto* multiply = m == 0 ? score_rows<T, M, true> : score_rows<T, M, false>;
+      multiply(&state.queries[m], state.num_rows, keys, num_words, distance, &state.scores[m * PAGE_SIZE]);
+    });
+  }
+
+  static ptrdiff_t bytes_between(const T* tile, const T* next) {
+    return reinterpret_cast<const char*>(next) - reinterpret_cast<const char*>(tile);
   }
 
   const T* key_tile(int64_t page, int64_t head) const {
@@ -272,18 +227,11 @@ class Attention {
     return {key_tile(id, head), value_tile(id, head)};
   }
 
-  // Pages lie anywhere, so the processor cannot guess which comes next. Into the second level: the first has too few
-  // misses in flight at once for a core to reach the memory's speed.
-  static void prefetch(const T* tile, int64_t count) {
-    for (const char *line = reinterpret_cast<const char*>(tile), *end = line + count * sizeof(T); line < end; line += 64) {
-      __builtin_prefetch(line, 0, 2);
-    }
-  }
-
   void pack_queries(const Unit& unit, int64_t head, State<T>& state) {
     const int64_t key_words = layer_.key_dim / P::PER_WORD;
+    T space[MAX_KEY_DIM];
     for (int64_t m = 0; m < state.num_rows; ++m) {
-      const T* query = query_.at(unit.first_token + m / group_, head * group_ + m % group_);
+      const T* query = tokens_.query(unit.first_token + m / group_, head * group_ + m % group_, space);
       for (int64_t word = 0; word < key_words; ++word) {
         std::memcpy(&state.queries[word * state.num_rows + m], query + word * P::PER_WORD, 4);
       }
@@ -295,19 +243,18 @@ class Attention {
   void weigh(const Unit& unit, int64_t first_key, int64_t m, State<T>& state) {
     Floats score[SCORE_VECTORS];
     for (int v = 0; v < SCORE_VECTORS; ++v) {
-      score[v] = load_floats(&state.scores[m * PAGE_SIZE + v * LANES]) * layer_.scale;
-      if (layer_.softcap != 0.0f) score[v] = layer_.softcap * tanh(score[v] / layer_.softcap);
-      score[v] *= LOG2_E;
+      score[v] = load_floats(&state.scores[m * PAGE_SIZE + v * LANES]) * scale_;
+      if (layer_.softcap != 0.0f) score[v] = layer_.softcap * LOG2_E * tanh(score[v] / layer_.softcap);
     }
     hide(unit, first_key, m, state.last_key[m], score);
     float maximum = state.maxima[m];
-    Ints is_above{};
-    for (int v = 0; v < SCORE_VECTORS; ++v) is_above |= score[v] > maximum + SLACK;
-    if (any(is_above)) maximum = raise(m, score, state);
+    Floats largest = score[0];
+    for (int v = 1; v < SCORE_VECTORS; ++v) largest = larger(largest, score[v]);
+    if (is_any_above(largest, maximum + SLACK)) maximum = raise(m, max(largest), state);
     Floats total = load_floats(&state.totals[m * LANES]);
     T* weights = reinterpret_cast<T*>(&state.weights[m * PAGE_SIZE / P::PER_WORD]);
     for (int v = 0; v < SCORE_VECTORS; ++v) {
-      const Floats weight = exp2(score[v] - maximum);
+      const Floats weight = P::exp2(score[v] - maximum);
       total += weight;
       store(weights + v * LANES, weight);
     }
@@ -319,18 +266,16 @@ class Attention {
     const int64_t seen_from = position < layer_.window ? 0 : position - layer_.window + 1;
     const int64_t from = std::max(seen_from, unit.first_key) - first_key, to = last_key - first_key;
     if (from <= 0 && to >= PAGE_SIZE) return;
+    const uint64_t seen = bits_below(to) & ~bits_below(from);
     for (int v = 0; v < SCORE_VECTORS; ++v) {
-      const Ints key = lane_numbers() + v * LANES;
-      const Ints is_seen = (key >= static_cast<int>(std::clamp<int64_t>(from, 0, PAGE_SIZE))) &
-                           (key < static_cast<int>(std::clamp<int64_t>(to, 0, PAGE_SIZE)));
-      score[v] = is_seen ? score[v] : all(-INFINITY);
+      score[v] = chosen(static_cast<uint32_t>(seen >> (v * LANES)), score[v], all(-INFINITY));
     }
   }
 
-  float raise(int64_t m, const Floats* score, State<T>& state) const {
-    Floats largest = score[0];
-    for (int v = 1; v < SCORE_VECTORS; ++v) largest = score[v] > largest ? score[v] : largest;
-    const float maximum = max(largest), before = state.maxima[m];
+  static uint64_t bits_below(int64_t count) { return (uint64_t{1} << std::clamp<int64_t>(count, 0, PAGE_SIZE)) - 1; }
+
+  float raise(int64_t m, float maximum, State<T>& state) const {
+    const float before = state.maxima[m];
     const Floats factor = exp2(all(before - maximum));
     store(&state.totals[m * LANES], load_floats(&state.totals[m * LANES]) * factor);
     for (int64_t i = 0; i < state.stride; i += LANES) {
@@ -343,39 +288,43 @@ class Attention {
 
   // Only words that hold keys of the unit are read, and of a word that holds another key as well only the one half: the
   // other may be anything, and 0 x NaN is NaN.
-  void gather_values(const Unit& unit, int64_t first_key, const T* values, State<T>& state) const {
+  void gather_values(const Unit& unit, int64_t first_key, const T* values, const T* next_values,
+                     State<T>& state) const {
     const int64_t from = std::max<int64_t>(0, unit.first_key - first_key);
     const int64_t to = std::min(PAGE_SIZE, unit.last_key - first_key);
-    int64_t first = from / P::PER_WORD, last = to / P::PER_WORD;
-    if (from % P::PER_WORD != 0) {
-      const bool is_single = to == from + 1;
-      add_words(values, first, first + 1, LATER, state);
-      ++first;
-      if (is_single) return;
-    }
-    add_words(values, first, last, BOTH, state);
-    if (to % P::PER_WORD != 0) add_words(values, last, last + 1, EARLIER, state);
+    const int64_t first = (from + P::PER_WORD - 1) / P::PER_WORD, last = to / P::PER_WORD;
+    if (from % P::PER_WORD != 0) add_half(values, first - 1, LATER, state);
+    add_words(values, first, last, bytes_between(values, next_values), state);
+    if (to % P::PER_WORD != 0) add_half(values, last, EARLIER, state);
   }
-
-  void add_words(const T* values, int64_t first, int64_t last, uint32_t kept, State<T>& state) const {
-    constexpr int WIDE = LANES == 16 ? 3 : 2;
+  void add_words(const T* values, int64_t first, int64_t last, ptrdiff_t distance, State<T>& state) const {
     int64_t d = 0;
-    for (; d + WIDE * LANES <= layer_.value_dim; d += WIDE * LANES) {
-      add_columns<WIDE>(values, d, first, last, kept, LANES, state);
+    for (; d + VALUE_VECTORS * LANES <= layer_.value_dim; d += VALUE_VECTORS * LANES) {
+      add_columns<VALUE_VECTORS>(values, d, first, last, distance, state);
     }
-    for (; d < layer_.value_dim; d += LANES) {
-      const int count = static_cast<int>(std::min<int64_t>(LANES, layer_.value_dim - d));
-      add_columns<1>(values, d, first, last, kept, count, state);
-    }
+    for (; d + LANES <= layer_.value_dim; d += LANES) add_columns<1>(values, d, first, last, distance, state);
+    if (d < layer_.value_dim) add_some(values, d, first, last, BOTH, state);
   }
 
   template <int V>
-  void add_columns(const T* values, int64_t d, int64_t first, int64_t last, uint32_t kept, int count,
-                   State<T>& state) const {
-    for_rows(0, state.num_rows, [&]<int M>(int64_t m) {
-      add_values<T, M, V>(&state.weights[m * PAGE_SIZE / P::PER_WORD], values + d * P::PER_WORD, layer_.value_dim,
-                          first, last, kept, count, &state.sums[m * state.stride + d], state.stride);
+  void add_columns(const T* values, int64_t d, int64_t first, int64_t last, ptrdiff_t distance, State<T>& state) const {
+    for_rows<VALUE_ROWS>(0, state.num_rows, [&]<int M>(int64_t m) {
+      auto* add = m == 0 ? add_values<T, M, V, true> : add_values<T, M, V, false>;
+      add(&state.weights[m * PAGE_SIZE / P::PER_WORD], values + d * P::PER_WORD, layer_.value_dim, first, last,
+          distance, &state.sums[m * state.stride + d], state.stride);
     });
+  }
+
+  void add_half(const T* values, int64_t word, uint32_t kept, State<T>& state) const {
+    for (int64_t d = 0; d < layer_.value_dim; d += LANES) add_some(values, d, word, word + 1, kept, state);
+  }
+
+  void add_some(const T* values, int64_t d, int64_t first, int64_t last, uint32_t kept, State<T>& state) const {
+    const int count = static_cast<int>(std::min<int64_t>(LANES, layer_.value_dim - d));
+    for (int64_t m = 0; m < state.num_rows; ++m) {
+      add_some_values<T>(&state.weights[m * PAGE_SIZE / P::PER_WORD], values + d * P::PER_WORD, layer_.value_dim, first,
+                         last, kept, count, &state.sums[m * state.stride + d]);
+    }
   }
 
   void finish(const Unit& unit, int64_t head, const State<T>& state) const {
@@ -435,13 +384,15 @@ class Attention {
     }
   }
 
-  const Heads<const T> query_;
+  const Tokens<T>& tokens_;
   const Pages<T> pages_;
   const Step& step_;
   const Layer& layer_;
   T* const result_;
   const int64_t group_;
+  const float scale_;  // of scores, into powers of two unless they are capped first
   std::vector<Unit> units_;
+  std::vector<int64_t> shared_tokens_;  // several units look at their keys and values
   int64_t num_partials_ = 0;
   std::unique_ptr<float[]> partials_;
   std::vector<std::atomic<int>> pending_;  // [rows][kv_heads]: splits that are not done yet
@@ -450,11 +401,15 @@ class Attention {
 }  // namespace
 
 template <class T>
-void attend(Heads<const T> query, Pages<T> pages, const Step& step, const Layer& layer, T* result) {
-  Attention<T>(query, pages, step, layer, result).run();
+void attend(Heads<const T> query, Heads<const T> key, Heads<const T> value, const Rope& rope, Pages<T> pages,
+            const Step& step, const Layer& layer, T* result) {
+  const Tokens<T> tokens(query, key, value, rope, pages, step, layer);
+  Attention<T>(tokens, pages, step, layer, result).run();
 }
 
-template void attend(Heads<const float>, Pages<float>, const Step&, const Layer&, float*);
-template void attend(Heads<const bf16>, Pages<bf16>, const Step&, const Layer&, bf16*);
+template void attend(Heads<const float>, Heads<const float>, Heads<const float>, const Rope&, Pages<float>, const Step&,
+                     const Layer&, float*);
+template void attend(Heads<const bf16>, Heads<const bf16>, Heads<const bf16>, const Rope&, Pages<bf16>, const Step&,
+                     const Layer&, bf16*);
 
 }  // namespace tokenmill

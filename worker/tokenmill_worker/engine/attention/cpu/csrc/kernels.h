@@ -55,17 +55,18 @@ struct Pages {
   T* values;
 };
 
-template <class T>
-void store_pages(Heads<const T> key, Heads<const T> value, Pages<T> pages, const Step& step, const Layer& layer);
+// Half-split rotary embedding of the first `rotary` dimensions of queries and keys; 0: of none.
+struct Rope {
+  const void* cos;  // [tokens][rotary]
+  const void* sin;
+  int64_t rotary;
+  bool is_float;  // else of the tokens' own type
+};
 
-// Half-split rotary embedding of the first `rotary` dimensions; C is float or T.
-template <class T, class C>
-void rope_store(Heads<const T> query, Heads<const T> key, Heads<const T> value, const C* cos, const C* sin,
-                int64_t rotary, Heads<T> rotated_query, Pages<T> pages, const Step& step, const Layer& layer);
-
-// result [tokens][heads][value_dim]
+// Stores the step's keys and values, then attends. result [tokens][heads][value_dim]
 template <class T>
-void attend(Heads<const T> query, Pages<T> pages, const Step& step, const Layer& layer, T* result);
+void attend(Heads<const T> query, Heads<const T> key, Heads<const T> value, const Rope& rope, Pages<T> pages,
+            const Step& step, const Layer& layer, T* result);
 
 template <class T>
 void rms_norm(T* residual, const T* x, const T* weight, float eps, float offset, int64_t rows, int64_t width, T* out);

@@ -113,8 +113,8 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor key_p
   for_dtype(query, [&](auto element) {
     using T = decltype(element);
     const Pages<T> pages{data<T>(key_pages), data<T>(value_pages)};
-    store_pages<T>(heads_of<const T>(key), heads_of<const T>(value), pages, step, layer);
-    attend<T>(heads_of<const T>(query), pages, step, layer, data<T>(result));
+    attend<T>(heads_of<const T>(query), heads_of<const T>(key), heads_of<const T>(value), Rope{}, pages, step, layer,
+              data<T>(result));
   });
   return result;
 }
@@ -138,24 +138,17 @@ Tensor rope_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, T
               "qkv does not fit the pages");
   TORCH_CHECK(cos.size(0) == tokens && sin.sizes() == cos.sizes() && rotary <= dim && rotary % 2 == 0,
               "cos and sin must be [tokens, even number up to the head's dimension]");
-  const Tensor rotated = at::empty({tokens, num_heads * dim}, qkv.options());
+  TORCH_CHECK(cos.scalar_type() == at::kFloat || cos.scalar_type() == qkv.scalar_type(),
+              "cos and sin must be float32 or of qkv's type");
+  const Rope rope{cos.const_data_ptr(), sin.const_data_ptr(), rotary, cos.scalar_type() == at::kFloat};
   Tensor result = at::empty({tokens, num_heads * dim}, qkv.options());
   for_dtype(qkv, [&](auto element) {
     using T = decltype(element);
     const T* first = data<T>(qkv);
     const Heads<const T> query{first, width, dim}, key{first + num_heads * dim, width, dim};
     const Heads<const T> value{first + (num_heads + num_kv_heads) * dim, width, dim};
-    const Heads<T> turned{data<T>(rotated), num_heads * dim, dim};
     const Pages<T> pages{data<T>(key_pages), data<T>(value_pages)};
-    for_dtype(cos, [&](auto angle) {
-      using C = decltype(angle);
-      if constexpr (std::is_same_v<C, float> || std::is_same_v<C, T>) {
-        rope_store<T, C>(query, key, value, data<C>(cos), data<C>(sin), rotary, turned, pages, step, layer);
-      } else {
-        TORCH_CHECK(false, "cos and sin must be float32 where qkv is");
-      }
-    });
-    attend<T>({turned.data, turned.token_stride, turned.head_stride}, pages, step, layer, data<T>(result));
+    attend<T>(query, key, value, rope, pages, step, layer, data<T>(result));
   });
   return result;
 }

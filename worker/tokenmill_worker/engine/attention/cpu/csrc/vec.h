@@ -132,19 +132,83 @@ inline bool any(Ints mask) {
 #endif
 }
 
-// 2^x to 8e-8 (minimax polynomial of degree 5 over [-1/2, 1/2]). Exactly 0 below 2^-126; a NaN stays one.
-inline Floats exp2(Floats x) {
+inline Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline bool is_any_above(Floats values, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)values, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+#else
+  return any(values > bound);
+#endif
+}
+
+// Lane i of `values` where bit i is set, else of `others`.
+inline Floats chosen(uint32_t bits, Floats values, Floats others) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_mask_blend_ps(static_cast<__mmask16>(bits), (__m512)others, (__m512)values);
+#else
+  return ((static_cast<int32_t>(bits) >> lane_numbers()) & 1) != 0 ? values : others;
+#endif
+}
+
+// x - round(x) and round(x).
+struct Split {
+  Floats fraction, whole;
+};
+
+inline Split split(Floats x) {
+#if defined(__AVX512DQ__)
+  const auto fraction = (Floats)_mm512_reduce_ps((__m512)x, 0);
+  return {fraction, x - fraction};
+#else
   const float magic = 0x1.8p23f;  // pushes the fraction out of the mantissa
+  const Floats whole = (x + magic) - magic;
+  return {x - whole, whole};
+#endif
+}
+
+// x times 2^whole.
+inline Floats scaled(Floats x, Floats whole) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_scalef_ps((__m512)x, (__m512)whole);
+#else
+  return x * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
+#endif
+}
+
+// 2^x, a minimax polynomial over [-1/2, 1/2]. Below 2^-126 it is 0 or next to it; a NaN stays one.
+inline Floats exp2(Floats x) {
+#if !defined(__AVX512F__)
   x = x < -127.0f ? all(-127.0f) : x;
   x = x > 128.0f ? all(128.0f) : x;
-  const Floats shifted = x + magic;
-  const Floats f = x - (shifted - magic);
+#endif
+  const auto [f, whole] = split(x);
   Floats p = f * 0.00132779389f + 0.009675757641f;
   p = p * f + 0.05550709598f;
   p = p * f + 0.2402211434f;
   p = p * f + 0.6931469682f;
-  p = p * f + 1.000000073f;
-  return p * (Floats)(((Words)shifted << 23) + (127u << 23));
+  p = p * f + 1.000000073f;  // to 8e-8
+  return scaled(p, whole);
+}
+
+// The same to 3e-6: enough for what is rounded to bfloat16.
+inline Floats exp2_roughly(Floats x) {
+#if defined(__AVX512F__)
+  const auto [f, whole] = split(x);
+  Floats p = f * 0.009570102f + 0.05591786f;
+  p = p * f + 0.240247448f;
+  p = p * f + 0.693121815f;
+  p = p * f + 0.999999261f;
+  return scaled(p, whole);
+#else
+  return exp2(x);
+#endif
 }
 
 inline constexpr float LOG2_E = 1.44269504f;

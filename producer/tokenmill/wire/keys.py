@@ -15,6 +15,9 @@ LEASE_TTL_MS = 15_000  # a worker silent for this long is taken over; renewed ev
 WORKER_INFO_TTL_MS = 3 * LEASE_TTL_MS  # outlives the lease, so that who reaps can still say what it reaped
 CANCEL_TTL_S = 3_600  # cancel requests for one worker; outlives any lease, dies with a worker that never read it
 GROUP_TTL_S = 7 * 86_400  # counts and fan-in of a bulk run: a week, a run may be looked at after a holiday
+RUN_LEASE_TTL_MS = 15_000  # a bulk run whose worker is silent for this long is taken by another one
+RUN_TTL_S = 30 * 86_400  # what is known of a bulk run, from its last sign of life: a month, it may be resumed late
+USAGE_TTL_S = 2 * 86_400  # a tenant's rows and tokens of one day; the second day is for who looks at yesterday's
 DEAD_MAXLEN = 10_000  # dead letters kept; entries, approximate
 MAX_DEPTH = 1_000_000  # entries on one lane before submit answers busy
 MAX_BODY_BYTES = 1 << 20  # a larger body is refused
@@ -130,3 +133,32 @@ class Keys:
     def dead(self) -> str:
         """Stream: dead letters, about DEAD_MAXLEN of them."""
         return f"{self.tag}dead"
+
+
+@dataclass(frozen=True, slots=True)
+class RunKeys:
+    """Key names of the bulk runs that RQ carries: on RQ's server and beside its keys, for all queues together."""
+
+    name: str = "bulk"
+
+    @property
+    def tag(self) -> str:
+        return f"{PREFIX}{{{self.name}}}:"
+
+    @property
+    def leases(self) -> str:
+        """Zset: run -> end of its lease, server ms; RUN_TTL_S."""
+        return f"{self.tag}leases"
+
+    def run(self, run_id: str) -> str:
+        """Hash: who executes a run, its fence, whether it shall stop; RUN_TTL_S."""
+        return f"{self.tag}run:{run_id}"
+
+    @property
+    def limits(self) -> str:
+        """Hash: tenant -> what it may use, JSON; for ever, an operator wrote it."""
+        return f"{self.tag}limits"
+
+    def usage(self, tenant: str, day: str) -> str:
+        """Hash: rows and tokens of a tenant on one day (UTC, YYYY-MM-DD); USAGE_TTL_S."""
+        return f"{self.tag}used:{day}:{tenant}"

@@ -6,6 +6,7 @@ from tokenmill.wire.store.faults import PASSING
 from tokenmill.wire.store.procedures import CancelReply
 from tokenmill.wire.store.routes import hide_password, is_spread
 from tokenmill.wire.store.runner import AsyncStore, Store
+from tokenmill.wire.store.runs import Reclaimed, RunRecord, RunRenewal, RunTransitions
 from tokenmill.wire.store.transitions import Transitions
 from tokenmill.wire.store.values import (
     BeginReply,
@@ -50,8 +51,12 @@ __all__ = [
     "PublishReply",
     "Quarantined",
     "QueueStatistics",
+    "Reclaimed",
     "Renewal",
     "RetryReply",
+    "RunRecord",
+    "RunRenewal",
+    "RunTransitions",
     "Script",
     "Steps",
     "Store",

@@ -1,7 +1,6 @@
 """Who may execute a bulk run: one at a time, fenced when its lease runs out, taken over by one other."""
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 from tokenmill.wire.keys import RunKeys
@@ -13,7 +12,7 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture
-def runs() -> Iterator[RunTransitions]:
+def runs() -> RunTransitions:
     return RunTransitions(RunKeys(f"bulk-{next(_numbers)}"))
 
 
@@ -34,9 +33,7 @@ def test_one_execution_has_a_run_and_a_second_one_does_not_get_it(store: Store, 
     assert store.run(runs.acquire("r", "second")) is not None
 
 
-def test_a_lease_that_ran_out_is_reclaimed_once_and_its_execution_is_fenced(
-    store: Store, runs: RunTransitions
-) -> None:
+def test_a_lease_that_ran_out_is_reclaimed_once_and_its_execution_is_fenced(store: Store, runs: RunTransitions) -> None:
     fence = store.run(hurried(runs).acquire("r", "first"))
     assert fence is not None
     lapse(store, runs, "r")

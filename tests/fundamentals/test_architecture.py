@@ -104,6 +104,18 @@ def test_only_the_queue_folder_and_the_composition_root_speak_to_the_server() ->
     assert {speaker for speaker in speakers if not speaker.startswith("queue/")} <= {"cli.py"}
 
 
+def test_only_the_jobs_of_bulk_runs_know_rq() -> None:
+    knowing = {file.relative_to(PRODUCER).as_posix() for file in PRODUCER.rglob("*.py") if _imports(file, "rq")}
+    assert knowing
+    assert {name for name in knowing if not name.startswith("bulk/jobs/")} == set()
+    loaded = loaded_by("tokenmill.cli.bulk")
+    assert not under(loaded, "rq"), "a client that does no bulk runs need not have it"
+
+
+def _imports(file: Path, package: str) -> bool:
+    return bool(under(imported_names(file), package))
+
+
 def test_only_settings_and_the_command_lines_read_the_environment() -> None:
     readers = set()
     for file in [*PRODUCER.rglob("*.py"), *WORKER.rglob("*.py")]:

@@ -2,7 +2,13 @@
 
 import click
 
+from tokenmill.cli.bulk.resume import resume_command
 from tokenmill.cli.bulk.run import run_command
+from tokenmill.cli.bulk.status import status_command
+from tokenmill.cli.bulk.stop import stop_command
+from tokenmill.cli.bulk.submit import submit_command
+from tokenmill.cli.bulk.watch import watch_command
+from tokenmill.cli.bulk.worker import worker_command
 
 
 @click.group()
@@ -10,4 +16,14 @@ def bulk() -> None:
     """Run a model over a dataset: rows in, the same rows with completions out."""
 
 
-bulk.add_command(run_command)
+COMMANDS = (
+    run_command,
+    submit_command,
+    status_command,
+    watch_command,
+    stop_command,
+    resume_command,
+    worker_command,
+)
+for command in COMMANDS:
+    bulk.add_command(command)

@@ -1,0 +1,1 @@
+"""Runs that RQ carries: one job for each run, never one for each prompt. The only place that knows rq."""

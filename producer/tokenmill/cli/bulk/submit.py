@@ -1,6 +1,7 @@
 """`tokenmill bulk submit`: hands a run to the bulk workers. Knows no rows."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,13 +34,15 @@ from tokenmill.cli.options import DURATION, json_option, queue_options
 @rq_redis_option
 @files_option
 @click.option("--model", metavar="M", help="A name that the queue serves.")
+@click.option("--tenant", metavar="NAME", help="Whose run this is: limits hold for each tenant (`bulk limits`).")
 @click.option("--at", "at", metavar="TIME", help="Queue it then: 2026-12-24T18:00, local time unless it says another.")
 @click.option("--in", "delay_s", type=DURATION, metavar="DURATION", help="Queue it after 90s, 15m, 2h or 7d.")
 @json_option
 def submit_command(**options: Any) -> None:
     needs_rq()
     due = _due(options["at"], options["delay_s"])
-    spec = _portable(spec_of(options, model=options["model"]), options)
+    spec = replace(spec_of(options, model=options["model"]), tenant=options["tenant"])
+    spec = _portable(spec, options)
     with open_board(options["redis_url"], options["rq_url"]) as board:
         run_id, is_new = board.submit(spec, at=due)
     if options["as_json"]:

@@ -97,7 +97,6 @@ def test_a_run_is_submitted_watched_exported_and_seen_by_rq(url: str, tmp_path: 
     questions.write_text(questions.read_text() + "{oops\n")
     with bulk_workers(url, 1):
         run_id = submit(questions, url)
-        assert submit(questions, url) == run_id
         watched = tokenmill("bulk", "watch", run_id, "--redis", url)
     assert watched.returncode == 1, "one row is bad, as `bulk run` would say"
     assert "31/31 rows" in watched.stdout

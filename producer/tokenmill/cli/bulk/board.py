@@ -57,7 +57,8 @@ def open_board(redis_url: str, rq_url: str | None) -> "Iterator[RunBoard]":
 
 
 def tally_of(status: "RunStatus") -> Tally:
-    told = status.progress
+    """Of a run that ended: its report's, for one with nothing to do told no progress."""
+    told = {**status.progress, **(status.report or {})}
     return Tally(
         num_rows=_integer(told.get("num_rows")),
         num_skipped=_integer(told.get("num_skipped")),
@@ -79,7 +80,7 @@ def line_of(status: "RunStatus") -> str:
     """A run in one line."""
     state = "stopping" if status.is_stopping else status.state
     parts = [status.run_id, state]
-    if status.progress.get("num_rows"):
+    if tally_of(status).num_rows:
         parts.append(_numbers_of(status))
     if status.due:
         parts.append(f"due {status.due}")

@@ -17,8 +17,9 @@ from tokenmill.bulk.jobs.limits import LimitBook, seconds_to_midnight
 from tokenmill.bulk.jobs.places import PlaceError, local
 from tokenmill.bulk.jobs.view import JobView
 from tokenmill.bulk.partitioned import connect_queue
+from tokenmill.bulk.report import RunReport
 from tokenmill.bulk.rows import Fields
-from tokenmill.bulk.run import RequestQueue, RunReport
+from tokenmill.bulk.run import RequestQueue
 from tokenmill.bulk.spec import RunSpec
 from tokenmill.client import Client
 from tokenmill.wire.errors import TokenmillError, UnavailableError

@@ -237,3 +237,56 @@ def test_a_tenant_that_used_up_its_day_goes_on_tomorrow(url: str, board: RunBoar
         wait_until(lambda: board.status(run_id).state == "scheduled", description="the run pauses", timeout=30)
     assert "of 10 rows today: goes on at 0:00 UTC" in (board.status(run_id).note or "")
     assert 10 <= num_lines(out) < 200
+
+
+def forget_two_rows(out: Path) -> None:
+    """As if the last two rows had not been done, the first of them because the engine failed on it."""
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:-2]))
+    failed = {"row_hash": json.loads(lines[-2])["row_hash"], "error": {"code": "engine_error", "message": "!"}}
+    out.with_name("out.errors.jsonl").write_text(json.dumps(failed) + "\n")
+
+
+def test_failed_rows_of_a_run_of_this_machine_are_tried_again_and_no_others(url: str, tmp_path: Path) -> None:
+    questions, out = write_questions(tmp_path, 6), tmp_path / "out.jsonl"
+    assert tokenmill("bulk", "run", questions, "--out", out, *OPTIONS, "--redis", url).returncode == 0
+    forget_two_rows(out)
+    retried = tokenmill("bulk", "retry-failed", out, "--redis", url, "--json")
+    assert retried.returncode == 0, retried.stderr
+    assert json.loads(retried.stdout)["num_done"] == 1
+    assert num_lines(out) == 5
+    assert not out.with_name("out.errors.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_failed_rows_of_a_queued_run_are_tried_again_and_no_others(url: str, board: RunBoard, tmp_path: Path) -> None:
+    questions, out = write_questions(tmp_path, 6), tmp_path / "out.jsonl"
+    with bulk_workers(url, 1):
+        run_id = hand_in(board, questions)
+        wait_ended(board, run_id)
+        forget_two_rows(out)
+        assert tokenmill("bulk", "retry-failed", out, "--redis", url).stdout.strip() == run_id
+        wait_ended(board, run_id)
+        assert num_lines(out) == 5
+        board.resume(run_id)
+        wait_ended(board, run_id)
+    assert num_lines(out) == 6
+
+
+def test_finished_rows_are_exported_while_the_run_goes_on(tmp_path: Path) -> None:
+    out, target = tmp_path / "out.jsonl", tmp_path / "so-far.jsonl"
+    (tmp_path / "out.jsonl.tokenmill").mkdir()
+    out.write_text('{"row_hash": "a"}\n{"row_hash": "b"}\n{"row_ha')
+    exported = tokenmill("bulk", "export", out, "--to", target)
+    assert exported.returncode == 0, exported.stderr
+    assert target.read_text() == '{"row_hash": "a"}\n{"row_hash": "b"}\n'
+    assert "2 rows" in exported.stderr
+
+
+@pytest.mark.slow
+def test_limits_are_set_shown_and_cleared(url: str) -> None:
+    tokenmill("bulk", "limits", "team", "--runs", 2, "--redis", url)
+    shown = tokenmill("bulk", "limits", "team", "--rows-per-day", 1_000, "--redis", url).stdout
+    assert shown == "team: runs 2, rows 0 of 1,000 today, tokens 0 of any today\n"
+    assert "runs any" in tokenmill("bulk", "limits", "team", "--clear", "--redis", url).stdout
+    assert tokenmill("bulk", "limits", "--runs", 2, "--redis", url).returncode == 2

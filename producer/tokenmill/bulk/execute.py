@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tokenmill.bulk.fingerprint import fingerprints
-from tokenmill.bulk.output import OutputFile
+from tokenmill.bulk.output import OutputFile, errors_of
 from tokenmill.bulk.picture import draw
 from tokenmill.bulk.progress import ProgressView
 from tokenmill.bulk.recorder import Moment
 from tokenmill.bulk.report import RunReport, as_text
+from tokenmill.bulk.retry import begin_retry, end_retry
 from tokenmill.bulk.run import BulkRun, RequestQueue
 from tokenmill.bulk.spec import RunSpec
 
@@ -32,15 +33,19 @@ def execute(
 
     OutputError, InputError, TemplateError: nothing was done; UnavailableError, OSError: what was done is on disk.
     """
-    with OutputFile(Path(spec.out), spec.recipe) as output, ExitStack() as stack:
+    path = Path(spec.out)
+    only = begin_retry(path, errors_of(path)) if spec.only_failed else None
+    with OutputFile(path, spec.recipe) as output, ExitStack() as stack:
 
         def connect() -> RequestQueue:
             return stack.enter_context(queue_factory(output.run_id))
 
         if output.note_run(spec.to_json(), fingerprints(spec.input.paths)):
             view.note("the input has changed since the last run: only what is new in it is done")
-        run = BulkRun(spec, output, connect, view, should_stop=should_stop)
+        run = BulkRun(spec, output, connect, view, should_stop=should_stop, only=only)
         report = run.run()
+        if report.ending == "complete":
+            end_retry(path)  # also of a retry that was not finished: everything had its turn
         if run.timeline.moments:
             _write_reports(output, report, run.timeline.moments, view)
         return report

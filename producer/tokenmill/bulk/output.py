@@ -25,6 +25,10 @@ class OutputError(Exception):
     """The output file cannot be used for this run; the message says why and what to do."""
 
 
+class OutputLockedError(OutputError):
+    """Another run is writing this file; that passes."""
+
+
 class DoneRow(NamedTuple):
     start: int  # byte offset of its line
     row_hash: str
@@ -42,6 +46,11 @@ def folder_of(path: Path) -> Path:
     return path.with_name(path.name + ".tokenmill")
 
 
+def errors_of(path: Path) -> Path:
+    """The errors file of an output file."""
+    return path.with_suffix(".errors" + path.suffix)
+
+
 def scratch_folder(path: Path, name: str) -> Path:
     """An empty folder for what lives no longer than the run; what a killed run left there is removed."""
     folder = folder_of(path) / name
@@ -57,7 +66,7 @@ class OutputFile:
         """OutputError: locked, not ours, made by another recipe, or not writable."""
         self.path = path
         self.folder = folder_of(path)
-        self.errors_path = path.with_suffix(".errors" + path.suffix)
+        self.errors_path = errors_of(path)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire_lock()
@@ -165,7 +174,7 @@ class OutputFile:
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode() or "unknown"
             os.close(lock)
-            raise OutputError(f"{self.path} is being written by another run (process {holder})") from None
+            raise OutputLockedError(f"{self.path} is being written by another run (process {holder})") from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         return lock

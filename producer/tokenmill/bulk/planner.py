@@ -52,8 +52,11 @@ class Planner:
         *,
         on_skip: Callable[[int], None],
         on_refuse: Callable[[int, BadRow, str], None],
+        only: frozenset[str] | None = None,
     ) -> None:
+        """`only`: no other rows than these are missing."""
         self._spec = spec
+        self._only = only
         self._run_id = run_id
         self._ledger = ledger
         recipe = spec.recipe
@@ -84,6 +87,8 @@ class Planner:
         missing = {sample: name for sample, name in names.items() if not self._ledger.is_done(name)}
         if len(missing) < len(names):
             self._on_skip(len(names) - len(missing))
+        if self._only is not None:
+            missing = {sample: name for sample, name in missing.items() if name in self._only}
         return self._build(row, missing) if missing else []
 
     def _refuse(self, num: int, row: BadRow, code: str) -> list[OutgoingRow]:

@@ -83,8 +83,10 @@ class BulkRun:
         view: ProgressView,
         *,
         should_stop: Callable[[], bool] = lambda: False,
+        only: frozenset[str] | None = None,
     ) -> None:
         self._spec = spec
+        self._only = only
         self._output = output
         self._connect = connect
         self._view = view
@@ -140,7 +142,14 @@ class BulkRun:
 
     def _planner(self) -> Planner:
         run_id = self._output.run_id
-        return Planner(self._spec, run_id, self._ledger, on_skip=self._count_skipped, on_refuse=self._refuse)
+        return Planner(
+            self._spec,
+            run_id,
+            self._ledger,
+            on_skip=self._count_skipped,
+            on_refuse=self._refuse,
+            only=self._only,
+        )
 
     def _drive(self, queue: RequestQueue, missing: Iterator[OutgoingRow]) -> None:
         self._fill(queue, missing)

@@ -37,6 +37,7 @@ class RunSpec:
     """All of a run but the server. `window` None: as many rows in flight as the fleet of workers has room for.
 
     `samples`: completions for each row of the input; asking for more of them later only adds the new ones.
+    `only_failed`: nothing but the rows that failed last time, and not because they are bad.
     `out` is what the user asked for; `out_format` None: told by its name. `max_errors`: the run ends when more rows
     than that have failed.
     """
@@ -50,6 +51,7 @@ class RunSpec:
     window: int | None = None
     order: Order = "input"
     max_errors: int | None = None
+    only_failed: bool = False
     priority: str = "bulk"
     tenant: str | None = None
     queue: QueueSpec = field(default_factory=QueueSpec)

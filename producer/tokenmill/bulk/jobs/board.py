@@ -1,6 +1,6 @@
 """All runs of an RQ server: handed in, looked at, stopped, resumed. Knows no rows and executes nothing."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -141,12 +141,12 @@ class RunBoard:
                 return False
         return True
 
-    def resume(self, run_id: str, *, is_retry: bool = False) -> None:
-        """Queues a run that ended: it does what is missing; `is_retry`: only rows that failed and may not again."""
+    def resume(self, run_id: str, *, only_failed: bool = False) -> None:
+        """Queues a run that ended: it does what is missing, or only what failed and is not bad."""
         job = self._job(run_id)
         if not _is_final(job):
             raise RunConflictError(f"run {run_id} is {self._status_of(job).state}: nothing to resume")
-        spec = _spec_of(job)
+        spec = replace(_spec_of(job), only_failed=only_failed)
         job.delete()
         self._queue_new(run_id, spec, None)
 

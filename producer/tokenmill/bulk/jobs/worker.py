@@ -21,7 +21,7 @@ from tokenmill.bulk.jobs.execution import RunExecution, RunGivenUpError, RunStop
 from tokenmill.bulk.jobs.keeper import LeaseKeeper, LeaseLostError
 from tokenmill.bulk.jobs.places import PlaceError
 from tokenmill.bulk.jobs.task import current_execution
-from tokenmill.bulk.output import OutputError
+from tokenmill.bulk.output import OutputError, OutputLockedError
 from tokenmill.bulk.prompts import TemplateError
 from tokenmill.bulk.rows import InputError
 from tokenmill.bulk.spec import SpecError
@@ -94,7 +94,7 @@ class BulkWorker(SimpleWorker):
         error = self._failure = exc_info[1]
         if isinstance(error, RunStoppedError):
             self._stopped_job_id = job.id  # what RQ's own stop command sets: STOPPED, not FAILED
-        if isinstance(error, FINAL_ERRORS):
+        if isinstance(error, FINAL_ERRORS) and not isinstance(error, OutputLockedError):
             job.retries_left = 0
         if isinstance(error, (TokenmillError, *FINAL_ERRORS)):
             self.log.warning("Worker %s: run %s: %s", self.name, job.id, reason_of(error))

@@ -2,7 +2,10 @@
 
 import click
 
+from tokenmill.cli.bulk.export import export_command
+from tokenmill.cli.bulk.limits import limits_command
 from tokenmill.cli.bulk.resume import resume_command
+from tokenmill.cli.bulk.retry_failed import retry_failed_command
 from tokenmill.cli.bulk.run import run_command
 from tokenmill.cli.bulk.status import status_command
 from tokenmill.cli.bulk.stop import stop_command
@@ -23,6 +26,9 @@ COMMANDS = (
     watch_command,
     stop_command,
     resume_command,
+    retry_failed_command,
+    export_command,
+    limits_command,
     worker_command,
 )
 for command in COMMANDS:

@@ -61,6 +61,22 @@ _RUN: tuple[Option, ...] = (
     ),
 )
 
+_LOCAL: tuple[Option, ...] = (
+    click.option("--local", "is_local", is_flag=True, help="Start a server and a worker here, for this run only."),
+    click.option(
+        "--model", metavar="M", help="With --local: what to load (default smollm2). Else: a name the queue serves."
+    ),
+    click.option("--dtype", metavar="D", help="With --local: auto, bfloat16 or float32."),
+    click.option("--max-num-seqs", type=click.IntRange(min=1), metavar="N", help="With --local: rows in one batch."),
+)
+
+
+def local_options(function: Function) -> Function:
+    """For who executes a run in this process: on the queue, or with a worker of its own."""
+    for option in reversed(_LOCAL):
+        function = option(function)
+    return function
+
 
 def spec_options(function: Function) -> Function:
     """All that `spec_of` reads, but the model and the queue."""

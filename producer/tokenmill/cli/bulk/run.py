@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from tokenmill.bulk.report import RunReport, as_text
 from tokenmill.bulk.rows import InputError
 from tokenmill.bulk.run import RequestQueue
 from tokenmill.bulk.spec import QueueSpec, RunSpec
-from tokenmill.cli.bulk.options import spec_of, spec_options
+from tokenmill.cli.bulk.options import local_options, spec_of, spec_options
 from tokenmill.cli.exits import Exit, Terminated, fail, with_exit_codes
 from tokenmill.cli.hints import lacks_chat_template, warn_when_nobody_works
 from tokenmill.cli.local import LOCAL_QUEUE, LocalWorkerError, local_worker
@@ -53,12 +53,7 @@ AGAIN = "run the same command again: only what is missing will be done"
 )
 @spec_options
 @queue_options
-@click.option("--local", "is_local", is_flag=True, help="Start a server and a worker here, for this run only.")
-@click.option(
-    "--model", metavar="M", help="With --local: what to load (default smollm2). Else: a name the queue serves."
-)
-@click.option("--dtype", metavar="D", help="With --local: auto, bfloat16 or float32.")
-@click.option("--max-num-seqs", type=click.IntRange(min=1), metavar="N", help="With --local: rows in one batch.")
+@local_options
 @click.option(
     "--report",
     "report_path",
@@ -70,16 +65,18 @@ AGAIN = "run the same command again: only what is missing will be done"
 def run_command(**options: Any) -> None:
     _check(options)
     spec = spec_of(options, model=_local_model(options) if options["is_local"] else options["model"])
+    report = carry_out(spec, options)
+    tell(report, spec, as_json=options["as_json"])
+
+
+def carry_out(spec: RunSpec, options: Mapping[str, Any]) -> RunReport:
+    """Executes a run in this process; whatever ends it early ends the command."""
     view = SilentView() if options["as_json"] else choose_view(sys.stderr, can_redraw=can_redraw(sys.stderr))
     with _exits(spec):
         report = execute(spec, queue_factory=_queue_factory(options, spec, view), view=view)
-        if options["report_path"] is not None:
+        if options.get("report_path") is not None:
             _write_report(report, options["report_path"])
-    _tell(report, as_json=options["as_json"])
-    if report.ending == "too_many_errors":
-        fail(f"stopped: more than {spec.max_errors} rows failed, see {report.errors}; {AGAIN}")
-    if report.num_failed:
-        raise click.exceptions.Exit(Exit.FAILED)
+    return report
 
 
 def _write_report(report: RunReport, path: Path) -> None:
@@ -99,11 +96,11 @@ def _check(options: dict[str, Any]) -> None:
                 raise click.UsageError(f"--{name.replace('_', '-')} is for the worker that --local starts")
 
 
-def _local_model(options: dict[str, Any]) -> str:
+def _local_model(options: Mapping[str, Any]) -> str:
     return str(options["model"] or "smollm2")
 
 
-def _queue_factory(options: dict[str, Any], spec: RunSpec, view: ProgressView) -> QueueFactory:
+def _queue_factory(options: Mapping[str, Any], spec: RunSpec, view: ProgressView) -> QueueFactory:
     """What opens the connection (and starts the local worker) once a row is found missing."""
 
     def connect(run_id: str) -> AbstractContextManager[RequestQueue]:
@@ -116,7 +113,7 @@ def _queue_factory(options: dict[str, Any], spec: RunSpec, view: ProgressView) -
 
 
 @contextmanager
-def _local_queue(options: dict[str, Any], spec: RunSpec, view: ProgressView, run_id: str) -> Iterator[RequestQueue]:
+def _local_queue(options: Mapping[str, Any], spec: RunSpec, view: ProgressView, run_id: str) -> Iterator[RequestQueue]:
     model = _local_model(options)
     view.note(f"starting a local worker with {model}")
     worker_options = {"--dtype": options["dtype"], "--max-num-seqs": options["max_num_seqs"]}
@@ -169,8 +166,13 @@ def _sigterm_as_terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _tell(report: RunReport, *, as_json: bool) -> None:
+def tell(report: RunReport, spec: RunSpec, *, as_json: bool) -> None:
+    """How a run ended, and the exit code that says so."""
     click.echo(json.dumps(report.describe()) if as_json else _summary(report))
+    if report.ending == "too_many_errors":
+        fail(f"stopped: more than {spec.max_errors} rows failed, see {report.errors}; {AGAIN}")
+    if report.num_failed:
+        raise click.exceptions.Exit(Exit.FAILED)
 
 
 def _summary(report: RunReport) -> str:

@@ -9,6 +9,7 @@ import pytest
 from tokenmill_worker.engine.api import EngineConfig, SamplingParams
 from tokenmill_worker.engine.batch import PAGE_SIZE, Ints, PackedBatch, SampleRow
 from tokenmill_worker.engine.echo import EchoRunner, EchoTokenizer, sample
+from tokenmill_worker.engine.echo_row import draw as draw_one
 from tokenmill_worker.engine.engine import Engine
 
 from tests.engine.harness import make_engine
@@ -225,3 +226,35 @@ def test_a_row_that_is_not_finite_draws_nothing_and_its_neighbour_does(value: fl
     assert bad.error is not None
     assert bad.error.code == "non_finite_logits"
     assert (good.token_id, good.error) == (0, None)
+
+
+# One way of drawing beside the other
+
+
+def _mixed_outputs() -> list[tuple[list[int], str]]:
+    settings: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.01},
+        {"temperature": 0.5},
+        {},
+        {"temperature": 20.0},
+        {"top_p": 0.8},
+        {"presence_penalty": 1.0},
+    ]
+    params = [SamplingParams(max_tokens=120, seed=seed, **own) for seed, own in enumerate(settings)]
+    outputs = make_engine().generate(["naïve 猫 \N{CAT FACE}"] * len(params), params)
+    return [(output.token_ids, output.text) for output in outputs]
+
+
+def test_a_row_by_itself_draws_what_the_arrays_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    singly = _mixed_outputs()
+    monkeypatch.setattr("tokenmill_worker.engine.echo._FEW", 0)
+    assert singly == _mixed_outputs()
+
+
+def test_a_draw_that_rounding_could_decide_is_left_to_the_arrays() -> None:
+    logits = {65: 4.0, 66: 4.0}
+    assert draw_one(logits, 1.0, 0.5) is None
+    assert draw_one(logits, 1.0, 0.5 - 1e-9) == 65
+    assert draw_one(logits, 1.0, 0.5 + 1e-9) == 66
+    assert draw_one(logits, 100.0, 0.9) is None

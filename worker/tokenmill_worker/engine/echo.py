@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill_worker.engine.api import EngineConfig, Logprobs, ModelError, RowError, SamplingParams
-from tokenmill_worker.engine.batch import PAGE_SIZE, Loaded, PackedBatch, Sampled, SampleRow
+from tokenmill_worker.engine.batch import PAGE_SIZE, Loaded, PackedBatch, Sampled, SampleRow, Samples, settings_of
+from tokenmill_worker.engine.echo_row import FIRST, LENGTH, LIKELY, NEXT, UNLIKELY, anywhere, draw, likely_logits
 from tokenmill_worker.engine.pages import num_pages_for
 from tokenmill_worker.engine.token_pieces import TokenPieces
-from tokenmill_worker.engine.uniform import mix64s, uniforms
+from tokenmill_worker.engine.uniform import mix64s, uniform, uniforms
 
 VOCAB_SIZE = 256
 _MAX_MODEL_LEN = 8192
@@ -33,17 +34,15 @@ Words = NDArray[np.uint64]
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# First bytes of a character: mostly ASCII, else of two, three and four bytes. After each of them every continuation
-# byte from 0x90 on makes valid UTF-8.
-_FIRST = np.frombuffer(b"      aaeeeiinoorrsstdlucm,.\xc3\xc3\xd0\xe2\xe6\xf0", dtype=np.uint8)
-_NEXT = np.arange(0x90, 0xC0, dtype=np.uint8)
-_LENGTH = np.ones(VOCAB_SIZE, dtype=np.int64)  # of a character, by its first byte; 0: a continuation byte
-_LENGTH[0x80:0xC0] = 0
-_LENGTH[0xC0:0xE0], _LENGTH[0xE0:0xF0], _LENGTH[0xF0:0xF8] = 2, 3, 4
-_NUM_CANDIDATES = 8
+_FIRST, _NEXT = np.frombuffer(FIRST, np.uint8), np.frombuffer(NEXT, np.uint8)
+_LENGTH = np.frombuffer(LENGTH, np.uint8).astype(np.int64)  # of a character, by its first byte; 0: a continuation byte
+_NUM_CANDIDATES = len(LIKELY)
 _STRIDES = np.arange(1, _NUM_CANDIDATES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-_LIKELY = 4.0 - np.arange(_NUM_CANDIDATES) / 2
-_UNLIKELY = (-30.0 - np.arange(VOCAB_SIZE) / VOCAB_SIZE)[None]  # [1, 256]
+_LIKELY = np.array(LIKELY)
+_UNLIKELY = (UNLIKELY - np.arange(VOCAB_SIZE) / VOCAB_SIZE)[None]  # [1, 256]
+_FEW = 8  # rows of a step: up to here they are cheaper one by one
+_UNFILTERED = list(settings_of(SamplingParams()))[1:]
+_COLDEST = 1e-3  # below, all probabilities but one may come out as 0, or worse
 _BACK = np.arange(3)  # how far behind the last token the first byte of its character may stand
 
 
@@ -116,8 +115,34 @@ class EchoRunner:
             os.abort()
         if _has_prompt_with(self._fail_on, batch):
             raise RuntimeError("the echo model was asked to fail on this prompt")
-        rows = list(batch.samples)  # each is made when it is asked for
+        samples = Samples.of(batch.samples)
+        if len(samples) <= _FEW and (drawn := self._draw_singly(batch, samples)) is not None:
+            return drawn
+        rows = list(samples)  # each is made when it is asked for
         return sample(self._logits(batch, np.array([row.row for row in rows])), rows)
+
+    def _draw_singly(self, batch: PackedBatch, samples: Samples) -> list[Sampled] | None:
+        """Without an array of all logits; None: one of them takes it."""
+        drawn = []
+        columns = (samples.rows, samples.seeds, samples.positions, samples.settings, samples.is_plain)
+        for row, seed, position, settings, is_plain in zip(*(column.tolist() for column in columns), strict=True):
+            temperature = settings[0]
+            if not is_plain or settings[1:] != _UNFILTERED or 0.0 < temperature < _COLDEST:
+                return None
+            token = draw(self._likely_logits(batch, row), temperature, uniform(seed, position))
+            if token is None:
+                return None
+            drawn.append(Sampled(token))
+        return drawn
+
+    def _likely_logits(self, batch: PackedBatch, row: int) -> dict[int, float]:
+        last, start = int(batch.context_lens[row]) - 1, int(batch.page_starts[row])
+
+        def slot(position: int) -> int:
+            return int(batch.page_ids[start + position // PAGE_SIZE]) * PAGE_SIZE + position % PAGE_SIZE
+
+        tokens = [int(self._token[slot(position)]) for position in range(last, max(last - 3, -1), -1)]
+        return likely_logits(int(self._state[slot(last)]), int(self._state[slot(anywhere(last))]), tokens)
 
     def _copy_pages(self, batch: PackedBatch) -> None:
         for source, target in batch.page_copies:
@@ -127,14 +152,25 @@ class EchoRunner:
 
     def _store(self, batch: PackedBatch) -> None:
         """state[i] = state[i - 1] + hash(token i, i), all rows at once: a sum over the run, less what is not theirs."""
+        hashes = mix64s((batch.token_ids.astype(np.uint64) << np.uint64(32)) + batch.positions.astype(np.uint64))
+        sums = hashes.cumsum()
+        self._token[batch.slots] = batch.token_ids
+        if batch.num_rows == 1:
+            self._state[batch.slots] = sums + self._state_before(batch)
+            return
         rows = np.arange(batch.num_rows)
         starts, lengths = batch.row_starts[:-1], np.diff(batch.row_starts)
-        hashes = mix64s((batch.token_ids.astype(np.uint64) << np.uint64(32)) + batch.positions.astype(np.uint64))
-        sums = np.cumsum(hashes)
         first = batch.positions[starts]
         before = np.where(first > 0, self._state[self._slots(batch, rows, np.maximum(first - 1, 0))], np.uint64(0))
         self._state[batch.slots] = sums + np.repeat(before - (sums[starts] - hashes[starts]), lengths)
-        self._token[batch.slots] = batch.token_ids
+
+    def _state_before(self, batch: PackedBatch) -> np.uint64:
+        """Of the only row, at the token before its first one here."""
+        last = int(batch.positions[0]) - 1
+        if last < 0:
+            return np.uint64(0)
+        before: np.uint64 = self._state[batch.page_ids[last // PAGE_SIZE] * PAGE_SIZE + last % PAGE_SIZE]
+        return before
 
     def _slots(self, batch: PackedBatch, rows: Indices, positions: Indices) -> Indices:
         """Where the row's pages hold these positions."""

@@ -273,14 +273,14 @@ class Engine:
 
     def _commit(self, step: Scheduled, drawn: Draws) -> None:
         """The rows' tokens are stored and the next ones drawn, unless a row failed or its request ended meanwhile."""
-        sampled = np.flatnonzero(step.is_sampled)
+        sampled = step.is_sampled.nonzero()[0]
         for index, error in drawn.errors.items():
             if self._scheduler.is_there(step)[sampled[index]]:
                 self._fail(step.sequences[sampled[index]].request_id, error)
         is_there = self._scheduler.commit(step)
-        for index in np.flatnonzero(is_there & self._scheduler.rows.is_choice[step.rows]).tolist():
+        for index in (is_there & self._scheduler.rows.is_choice[step.rows]).nonzero()[0].tolist():
             self._unpark(step.sequences[index])
-        drew = np.flatnonzero(is_there[sampled])
+        drew = is_there[sampled].nonzero()[0]
         token_ids, rows = drawn.token_ids[drew], sampled[drew]
         self._scheduler.rows.append(step.rows[rows], token_ids)
         if drawn.redrawn:

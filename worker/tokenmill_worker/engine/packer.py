@@ -14,12 +14,38 @@ from tokenmill_worker.engine.batch import (
     SampleRow,
     Samples,
 )
+from tokenmill_worker.engine.pages import num_pages_for
 from tokenmill_worker.engine.rows import Rows
 from tokenmill_worker.engine.scheduler import Scheduled
 
 
 def pack(step: Scheduled, rows: Rows) -> PackedBatch:
     """The scheduled tokens of all rows end to end, and nothing else. The rows' pages are already theirs."""
+    return _pack_one(step, rows) if len(step) == 1 else _pack_all(step, rows)
+
+
+def _pack_one(step: Scheduled, rows: Rows) -> PackedBatch:
+    """The same for a row that is alone: its tokens and pages lie side by side already. Half the time."""
+    row, length, end = int(step.rows[0]), int(step.num_tokens[0]), int(step.context_lens[0])
+    done, num_pages = end - length, num_pages_for(end)
+    positions = np.arange(done, end, dtype=np.int32)
+    page_ids = rows.page_ids[row, :num_pages].copy()
+    row_starts = np.array([0, length], dtype=np.int32)
+    return PackedBatch(
+        token_ids=rows.token_ids[row, done:end].copy(),
+        positions=positions,
+        slots=page_ids[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE,
+        row_starts=row_starts,
+        context_lens=step.context_lens,
+        page_ids=page_ids,
+        page_starts=np.array([0, num_pages], dtype=np.int32),
+        samples=_samples(step, rows),
+        page_copies=_page_copies(step, rows.is_forked[step.rows]),
+        carried=_carried(step, row_starts, rows),
+    )
+
+
+def _pack_all(step: Scheduled, rows: Rows) -> PackedBatch:
     context_lens, lengths = step.context_lens, step.num_tokens
     done = context_lens - lengths
     num_pages = (context_lens + (PAGE_SIZE - 1)) // PAGE_SIZE
@@ -55,7 +81,7 @@ def _page_ids(owners: Ints, num_pages: Ints, rows: Rows) -> Ints:
 
 
 def _samples(step: Scheduled, rows: Rows) -> Samples:
-    where = np.flatnonzero(step.is_sampled).astype(np.int32)
+    where = step.is_sampled.nonzero()[0].astype(np.int32)
     sampled = step.rows[where]
     positions = rows.n_total[sampled] + rows.n_drawn[sampled] - rows.n_prompt[sampled]
     is_banning = positions < rows.min_tokens[sampled]
@@ -86,13 +112,13 @@ def _sample_row(step: Scheduled, where: Ints, positions: Ints, index: int) -> Sa
 
 def _carried(step: Scheduled, row_starts: Ints, rows: Rows) -> Carried:
     """A row that drew a token which nobody has read takes part with that token alone."""
-    where = np.flatnonzero(rows.n_drawn[step.rows])
+    where = rows.n_drawn[step.rows].nonzero()[0]
     return Carried(row_starts[where], rows.last_sample[step.rows[where]]) if len(where) else NOTHING_CARRIED
 
 
 def _page_copies(step: Scheduled, is_forked: Bools) -> list[tuple[int, int]]:
     """(source, target) of the choices that forked in this step: their last page is the copy."""
-    forked = (step.sequences[index] for index in np.flatnonzero(is_forked).tolist())
+    forked = (step.sequences[index] for index in is_forked.nonzero()[0].tolist())
     return [
         (sequence.copy_source, int(sequence.page_ids[sequence.n_done // PAGE_SIZE]))
         for sequence in forked

@@ -140,15 +140,20 @@ class Scheduler:
         Empty only when nothing waits or runs, or all that runs has drawn its last token and only has to be told.
         """
         step = _Step(self.max_num_batched_tokens)
-        wanted = self.rows.num_wanted[self._running_rows()]
-        decoding = self._running_rows()[wanted == 1]
-        prefilling = [self.running[index] for index in np.flatnonzero(wanted > 1).tolist()]
-        self._decode(decoding, step)
-        for sequence in prefilling:
-            self._continue(sequence, step)
+        if self.running:
+            self._go_on(step)
         while self._can_admit(step):
             self._admit(self.waiting[0], step)
         return self._scheduled(step)
+
+    def _go_on(self, step: _Step) -> None:
+        """Those that run already."""
+        rows = self._running_rows()
+        wanted = self.rows.num_wanted[rows]
+        prefilling = [self.running[index] for index in (wanted > 1).nonzero()[0].tolist()]
+        self._decode(rows[wanted == 1], step)
+        for sequence in prefilling:
+            self._continue(sequence, step)
 
     def advance(self, step: Scheduled) -> None:
         """The step runs, or did: what the next one stores and draws comes after it."""
@@ -363,7 +368,7 @@ class Scheduler:
 
     def num_promised_pages(self) -> int:
         """Free pages that running sequences are expected to take yet."""
-        return self.rows.num_missing_pages(self._running_rows(), self._observed_output)
+        return self.rows.num_missing_pages(self._running_rows(), self._observed_output) if self.running else 0
 
     def _num_missing_pages(self, sequence: Sequence) -> int:
         """Pages that it is expected to take beyond those it has."""

@@ -13,6 +13,9 @@ from tokenmill.wire.store import Store, Transitions, connect
 from tests.support.hands import Hands
 from tests.support.servers import running_server
 
+# Triton's kernels run on the CPU here. It looks when it is first imported, which parts of torch do by themselves.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 _numbers = itertools.count(1)
 
 

@@ -53,8 +53,9 @@ class WorkerSettings(BaseSettings):
     )
     kv_cache_tokens: int | None = Field(None, ge=32, description="size of the KV pool; sized from free memory if unset")
     enable_prefix_caching: bool = Field(True, description="requests that begin alike share the KV of what is alike")
-    attention_backend: Literal["auto", "cpu", "sdpa", "reference"] = Field(
-        "auto", description="auto is cpu on a CPU with a C++ compiler, else sdpa; reference is for tests only"
+    attention_backend: Literal["auto", "cpu", "triton", "sdpa", "reference"] = Field(
+        "auto",
+        description="auto is cpu on a CPU with a C++ compiler, triton on a GPU, else sdpa; reference is for tests only",
     )
     tier: Literal["auto", 0, 1] = Field(
         "auto", description="0: transformers' modules as they are, 1: faster ones in their place; auto is 1 on a CPU"

@@ -30,7 +30,7 @@ def look_at_attention(statistics: QueueStatistics) -> Finding | None:
     notes = {worker.info.get("attention_note", "") for worker in statistics.workers} - {""}
     if not notes:
         return Finding("attention", "ok", detail)
-    return Finding("attention", "warning", f"{detail}: torch's own kernels stand in for faster ones", min(notes))
+    return Finding("attention", "warning", f"{detail}: slower kernels stand in for faster ones", min(notes))
 
 
 def _attends(info: Mapping[str, str]) -> bool:

@@ -113,7 +113,8 @@ class EngineConfig:
     `max_model_len`: longest prompt plus completion, in tokens; None takes the model's own limit.
     `num_threads`: threads of the model's operations on a CPU; None takes the physical cores the process may use.
     `cache_dir`: where dequantized GGUF files and the CPU library are kept; None is ~/.cache/tokenmill.
-    `attention_backend`: auto takes cpu (C++, built on first use) on a CPU, and sdpa where that is not to be had.
+    `attention_backend`: auto takes cpu (C++, built on first use) on a CPU, triton on a CUDA device, and sdpa where that
+    is not to be had.
     `tier`: 0 runs transformers' modules as they are, 1 puts faster ones in their place where they compute the same;
     auto is 1 on a CPU.
     `quantization`: of the linear layers, on a CPU: w8a8 (int8 weights, activations rounded to 8 bits for each token)
@@ -129,7 +130,7 @@ class EngineConfig:
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None
     enable_prefix_caching: bool = True
-    attention_backend: Literal["auto", "cpu", "sdpa", "reference"] = "auto"
+    attention_backend: Literal["auto", "cpu", "triton", "sdpa", "reference"] = "auto"
     tier: Literal["auto", 0, 1] = "auto"
     num_threads: int | None = None
     quantization: Literal["w8a8", "w8a16"] | None = None

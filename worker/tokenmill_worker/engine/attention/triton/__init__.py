@@ -1,0 +1,1 @@
+"""Attention on a GPU: Triton kernels over pages, FlashAttention for whole prompts. Importing this needs no triton."""

@@ -14,7 +14,7 @@ from tokenmill.wire.messages import Request
 from tokenmill.wire.store import Submission
 from tokenmill_worker.engine import Engine, EngineConfig, SamplingParams
 
-from tests.acceptance.counted_worker import num_drawn
+from tests.acceptance.counted_worker import Begun, begun, num_drawn
 from tests.e2e.commands import environment
 from tests.queue.harness import Bench, Result
 from tests.support.waiting import wait_until
@@ -45,6 +45,10 @@ class WorkerProcess:
     def num_drawn(self) -> int:
         """Tokens it has drawn, also those that nobody heard of."""
         return num_drawn(self._counter)
+
+    @property
+    def begun(self) -> list[Begun]:
+        return begun(self._counter)
 
     def is_alive(self) -> bool:
         return self.process.poll() is None
@@ -89,6 +93,10 @@ class Fleet:
     @property
     def num_drawn(self) -> int:
         return sum(worker.num_drawn for worker in self.started)
+
+    @property
+    def begun(self) -> list[Begun]:
+        return [one for worker in self.started for one in worker.begun]
 
     @property
     def log(self) -> str:

@@ -1,51 +1,20 @@
 """The server loses all its data under load: whoever waits is told so, workers begin anew, and new work is done."""
 
 import contextlib
-import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
-from redis.exceptions import ConnectionError
 from tokenmill import Client, Completion, JobLostError, follow
 from tokenmill.wire.keys import Keys
 from tokenmill.wire.store import connect
 
 from tests.acceptance.fleet import Load, running_fleet
 from tests.queue.harness import Bench
-from tests.support.servers import find_test_server
+from tests.support.servers import ForgetfulServer
 from tests.support.waiting import wait_until
-
-
-class ForgetfulServer:
-    """A server without an append-only file, at an address that it keeps when it starts again."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-        self.start()
-
-    def start(self) -> None:
-        options = ["--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen([str(find_test_server()), *options], stdout=subprocess.DEVNULL)
-        with connect(self.url) as client:
-            wait_until(lambda: _answers(client), description="the server answers")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def _answers(client: redis.Redis) -> bool:
-    with contextlib.suppress(ConnectionError):
-        return bool(client.ping())
-    return False
 
 
 @pytest.fixture

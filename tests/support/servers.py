@@ -3,12 +3,15 @@
 import contextlib
 import os
 import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import redis
 from tokenmill.embedded import EmbeddedServer, find_server, start_embedded
 from tokenmill.wire.keys import GROUP, Keys, Lane
+from tokenmill.wire.store import connect
 
 from tests.support.waiting import wait_until
 
@@ -59,6 +62,33 @@ class RestartableServer:
 
     def close(self) -> None:
         self._stack.close()
+
+
+class ForgetfulServer:
+    """A server without an append-only file, at an address that it keeps when it starts again."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port: int = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self.start()
+
+    def start(self) -> None:
+        options = ["--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen([str(find_test_server()), *options], stdout=subprocess.DEVNULL)
+        with connect(self.url) as client:
+            wait_until(lambda: _answers(client), description="the server answers")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def _answers(client: redis.Redis) -> bool:
+    with contextlib.suppress(redis.ConnectionError):
+        return bool(client.ping())
+    return False
 
 
 def kill_connections(url: str) -> int:

@@ -3,7 +3,13 @@
 from pathlib import Path
 
 import pytest
-from tokenmill.bulk.rows import BadRow, InputError, Row, count_rows, read_rows
+from tokenmill.bulk.inputs import count_rows, open_rows
+from tokenmill.bulk.rows import BadRow, InputError, Row
+from tokenmill.bulk.spec import InputSpec
+
+
+def of(path: Path) -> InputSpec:
+    return InputSpec(paths=(str(path),))
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -14,24 +20,24 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 def test_a_json_line_is_a_row(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.jsonl", '{"q": "a"}\n{"q": "b"}\n')
-    assert list(read_rows(path)) == [Row(1, {"q": "a"}), Row(2, {"q": "b"})]
+    assert list(open_rows(of(path))) == [Row(1, {"q": "a"}), Row(2, {"q": "b"})]
 
 
 def test_the_last_line_needs_no_newline_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.jsonl", '\n{"q": 1}\r\n   \n\n{"q": 2}')
-    assert list(read_rows(path)) == [Row(1, {"q": 1}), Row(2, {"q": 2})]
-    assert count_rows(path) == 2
+    assert list(open_rows(of(path))) == [Row(1, {"q": 1}), Row(2, {"q": 2})]
+    assert count_rows(of(path)) == 2
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     json_path = write(tmp_path, "rows.jsonl", b'\xef\xbb\xbf{"q": "a"}\n')
     csv_path = write(tmp_path, "rows.csv", b"\xef\xbb\xbfq\na\n")
-    assert list(read_rows(json_path)) == list(read_rows(csv_path)) == [Row(1, {"q": "a"})]
+    assert list(open_rows(of(json_path))) == list(open_rows(of(csv_path))) == [Row(1, {"q": "a"})]
 
 
 def test_a_unicode_line_separator_inside_a_string_ends_no_row(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.jsonl", '{"q": "one\u2028two\x85three"}\n')
-    assert list(read_rows(path)) == [Row(1, {"q": "one\u2028two\x85three"})]
+    assert list(open_rows(of(path))) == [Row(1, {"q": "one\u2028two\x85three"})]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_a_unicode_line_separator_inside_a_string_ends_no_row(tmp_path: Path) ->
 )
 def test_a_bad_line_says_why_and_its_neighbours_are_read(tmp_path: Path, line: bytes, reason: str) -> None:
     path = write(tmp_path, "rows.jsonl", b'{"q": 1}\n' + line + b'\n{"q": 3}\n')
-    before, bad, after = read_rows(path)
+    before, bad, after = open_rows(of(path))
     assert (before, after) == (Row(1, {"q": 1}), Row(3, {"q": 3}))
     assert isinstance(bad, BadRow)
     assert bad.number == 2
@@ -58,26 +64,26 @@ def test_a_bad_line_says_why_and_its_neighbours_are_read(tmp_path: Path, line: b
 
 def test_csv_fields_hold_quotes_commas_and_newlines(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.csv", 'id,q\r\n1,"He said ""hi"", twice\nand left"\r\n2,naïve 🙂\r\n')
-    assert list(read_rows(path)) == [
+    assert list(open_rows(of(path))) == [
         Row(1, {"id": "1", "q": 'He said "hi", twice\nand left'}),
         Row(2, {"id": "2", "q": "naïve 🙂"}),
     ]
-    assert count_rows(path) == 2
+    assert count_rows(of(path)) == 2
 
 
 def test_tsv_is_split_at_tabs(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.tsv", "id\tq\n1\ta, b\n")
-    assert list(read_rows(path)) == [Row(1, {"id": "1", "q": "a, b"})]
+    assert list(open_rows(of(path))) == [Row(1, {"id": "1", "q": "a, b"})]
 
 
 def test_a_csv_field_may_be_as_long_as_a_document(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.csv", "q\n" + "x" * 500_000 + "\n")
-    assert list(read_rows(path)) == [Row(1, {"q": "x" * 500_000})]
+    assert list(open_rows(of(path))) == [Row(1, {"q": "x" * 500_000})]
 
 
 def test_a_csv_record_with_a_wrong_number_of_fields_is_bad_and_the_rest_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.csv", "a,b\n1\n1,2,3\n1,2\n")
-    short, long, good = read_rows(path)
+    short, long, good = open_rows(of(path))
     assert isinstance(short, BadRow)
     assert isinstance(long, BadRow)
     assert "1 fields where the header names 2" in short.reason
@@ -87,7 +93,7 @@ def test_a_csv_record_with_a_wrong_number_of_fields_is_bad_and_the_rest_is_read(
 
 def test_a_csv_record_with_a_stray_quote_or_bad_bytes_is_bad_and_the_rest_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.csv", b'q\n"a" b\ncaf\xe9\ngood\n')
-    quote, latin1, good = read_rows(path)
+    quote, latin1, good = open_rows(of(path))
     assert isinstance(quote, BadRow)
     assert isinstance(latin1, BadRow)
     assert "not CSV" in quote.reason
@@ -98,21 +104,21 @@ def test_a_csv_record_with_a_stray_quote_or_bad_bytes_is_bad_and_the_rest_is_rea
 @pytest.mark.parametrize(("content", "reason"), [("", "no header line"), ("a,b,a\n1,2,3\n", "names a column twice: a")])
 def test_a_csv_file_without_a_usable_header_is_refused(tmp_path: Path, content: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        list(read_rows(write(tmp_path, "rows.csv", content)))
+        list(open_rows(of(write(tmp_path, "rows.csv", content))))
 
 
 def test_a_file_of_unknown_format_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rows\.docx: cannot tell the format"):
-        list(read_rows(write(tmp_path, "rows.docx", "a")))
+        list(open_rows(of(write(tmp_path, "rows.docx", "a"))))
 
 
 def test_limit_counts_rows_and_reads_no_further(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.jsonl", "{}\n\n{}\n{}\n")
-    assert [row.number for row in read_rows(path, limit=2)] == [1, 2]
-    assert count_rows(path, limit=2) == 2
-    assert count_rows(path, limit=9) == 3
+    assert [row.number for row in open_rows(of(path), limit=2)] == [1, 2]
+    assert count_rows(of(path), limit=2) == 2
+    assert count_rows(of(path), limit=9) == 3
 
 
 def test_a_header_alone_and_an_empty_jsonl_file_hold_no_rows(tmp_path: Path) -> None:
-    assert list(read_rows(write(tmp_path, "rows.csv", "a,b\n"))) == []
-    assert list(read_rows(write(tmp_path, "rows.jsonl", ""))) == []
+    assert list(open_rows(of(write(tmp_path, "rows.csv", "a,b\n")))) == []
+    assert list(open_rows(of(write(tmp_path, "rows.jsonl", "")))) == []

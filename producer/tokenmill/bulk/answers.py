@@ -4,15 +4,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from tokenmill.bulk.rows import Fields
 from tokenmill.reader import ResultReader
-from tokenmill.wire.messages import Completion
+from tokenmill.wire.messages import Choice, Completion
 
 Entry = tuple[bytes, Mapping[bytes, bytes]]
 ENDINGS = (b"stop", b"length")  # by the model; by anyone else a row is not done
 
 
 class Answer(NamedTuple):
-    """A request's final word. `error` (code, message): it failed, and `text` is what there is of it."""
+    """A request's final word. `error` (code, message): it failed, and `text` is what there is of it.
+
+    `choices`: as the output shall have them, when more than one was asked for. `logprobs`: one for each token.
+    """
 
     request_id: str
     text: str = ""
@@ -22,6 +26,8 @@ class Answer(NamedTuple):
     completion_tokens: int = 0
     cached_tokens: int = 0
     error: tuple[str, str] | None = None
+    choices: Sequence[Fields] = ()
+    logprobs: Sequence[Fields] | None = None
 
 
 def fold(request_id: str, entries: Sequence[Entry]) -> Answer | None:
@@ -34,7 +40,7 @@ def _fold_plain(request_id: str, entries: Sequence[Entry]) -> Answer | None:
     token_ids: list[int] = []
     for _, fields in entries[:-1]:
         is_next = fields.get(b"type") == b"delta" and fields.get(b"offset") == b"%d" % len(token_ids)
-        if not is_next or b"index" in fields:
+        if not is_next or b"index" in fields or b"logprobs" in fields:
             return None
         token_ids += json.loads(fields[b"tokens"])
     last = entries[-1][1] if entries else {}
@@ -70,7 +76,27 @@ def _answer(completion: Completion) -> Answer:
         completion_tokens=completion.usage.completion_tokens,
         cached_tokens=completion.usage.cached_tokens,
         error=_error(completion),
+        choices=[_choice(choice) for choice in completion.choices] if len(completion.choices) > 1 else (),
+        logprobs=_logprobs(completion.choices[0]),
     )
+
+
+def _choice(choice: Choice) -> Fields:
+    fields: Fields = {
+        "index": choice.index,
+        "text": choice.text,
+        "token_ids": list(choice.token_ids),
+        "finish_reason": choice.finish_reason,
+    }
+    logprobs = _logprobs(choice)
+    return fields if logprobs is None else {**fields, "logprobs": list(logprobs)}
+
+
+def _logprobs(choice: Choice) -> list[Fields] | None:
+    """Natural-log probabilities: the token's own, and the likeliest ones' as [token id, logprob]."""
+    if choice.logprobs is None:
+        return None
+    return [{"logprob": one.logprob, "top": [[token, value] for token, value in one.top]} for one in choice.logprobs]
 
 
 def _error(completion: Completion) -> tuple[str, str] | None:

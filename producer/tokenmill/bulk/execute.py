@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from tokenmill.bulk.fingerprint import fingerprints
-from tokenmill.bulk.output import OutputFile, errors_of
+from tokenmill.bulk.inputs.resolve import resolve_input
+from tokenmill.bulk.output import OutputFile, folder_of
+from tokenmill.bulk.outputs import RunRows, out_format_of, own_files, paths_of, write_output
 from tokenmill.bulk.picture import draw
 from tokenmill.bulk.progress import ProgressView
 from tokenmill.bulk.recorder import Moment
@@ -33,9 +36,14 @@ def execute(
 
     OutputError, InputError, TemplateError: nothing was done; UnavailableError, OSError: what was done is on disk.
     """
-    path = Path(spec.out)
-    only = begin_retry(path, errors_of(path)) if spec.only_failed else None
-    with OutputFile(path, spec.recipe) as output, ExitStack() as stack:
+    spec = _definite(spec)
+    out_format = out_format_of(spec)
+    paths = paths_of(Path(spec.out), out_format)
+    only = begin_retry(paths.out, paths.errors) if spec.only_failed else None
+    with (
+        OutputFile(paths.out, spec.recipe, path=paths.rows, errors_path=paths.errors) as output,
+        ExitStack() as stack,
+    ):
 
         def connect() -> RequestQueue:
             return stack.enter_context(queue_factory(output.run_id))
@@ -45,10 +53,23 @@ def execute(
         run = BulkRun(spec, output, connect, view, should_stop=should_stop, only=only)
         report = run.run()
         if report.ending == "complete":
-            end_retry(path)  # also of a retry that was not finished: everything had its turn
+            end_retry(paths.out)  # also of a retry that was not finished: everything had its turn
+            rows = RunRows(paths.rows, paths.errors, model=spec.recipe.model, created=output.created)
+            write_output(rows, paths.out, out_format)
+        report = replace(report, out=str(paths.out), errors=report.errors and str(paths.out_errors))
         if run.timeline.moments:
             _write_reports(output, report, run.timeline.moments, view)
         return report
+
+
+def _definite(spec: RunSpec) -> RunSpec:
+    """As what its input turns out to be: stdin is kept on disk, an OpenAI Batch file recognised."""
+    out, recipe = Path(spec.out), spec.recipe
+    is_prompt_given = recipe.column is not None or recipe.template is not None
+    return replace(
+        spec,
+        input=resolve_input(spec.input, folder=folder_of(out), exclude=own_files(out), is_prompt_given=is_prompt_given),
+    )
 
 
 def _write_reports(output: OutputFile, report: RunReport, moments: Sequence[Moment], view: ProgressView) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -62,15 +63,20 @@ def scratch_folder(path: Path, name: str) -> Path:
 class OutputFile:
     """A run's output, open for appending; a context manager. A second run on the same file is refused."""
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        """OutputError: locked, not ours, made by another recipe, or not writable."""
-        self.path = path
-        self.folder = folder_of(path)
-        self.errors_path = errors_of(path)
+    def __init__(self, out: Path, recipe: Recipe, *, path: Path | None = None, errors_path: Path | None = None) -> None:
+        """`path` and `errors_path`: the rows' own files, when they are not `out` and the one beside it.
+
+        OutputError: locked, not ours, made by another recipe, or not writable.
+        """
+        self.path = path = path or out
+        self.folder = folder_of(out)
+        self.errors_path = errors_path or errors_of(path)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire_lock()
-            self.run_id = self._check_manifest(recipe)
+            manifest = self._check_manifest(recipe)
+            self.run_id = str(manifest["run"])
+            self.created = int(str(manifest.get("created") or 0))  # Unix seconds
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             self._end = self._truncate_torn_line()
             self.errors_path.unlink(missing_ok=True)
@@ -179,8 +185,8 @@ class OutputFile:
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         return lock
 
-    def _check_manifest(self, recipe: Recipe) -> str:
-        """The run's id: the earlier run's when this one continues it, else a new one."""
+    def _check_manifest(self, recipe: Recipe) -> Fields:
+        """The earlier run's when this one continues it, else a new one."""
         manifest = self._read_manifest()
         is_there = self.path.exists()
         if not is_there or (manifest is None and self.path.stat().st_size == 0):
@@ -190,7 +196,7 @@ class OutputFile:
         earlier = manifest.get("recipe")
         changes = recipe.differences(earlier if isinstance(earlier, dict) else {})
         if not changes:
-            return str(manifest["run"])
+            return manifest
         if self.path.stat().st_size == 0:
             return self._write_manifest(recipe)
         raise OutputError(
@@ -206,11 +212,16 @@ class OutputFile:
         is_ours = isinstance(manifest, dict) and manifest.get("version") == MANIFEST_VERSION and "run" in manifest
         return manifest if isinstance(manifest, dict) and is_ours else None
 
-    def _write_manifest(self, recipe: Recipe) -> str:
+    def _write_manifest(self, recipe: Recipe) -> Fields:
         """A new run id per output file: two people with the same dataset on one queue do not share requests."""
-        run_id = uuid.uuid4().hex[:12]
-        self._replace_manifest({"version": MANIFEST_VERSION, "run": run_id, "recipe": recipe.describe()})
-        return run_id
+        manifest: Fields = {
+            "version": MANIFEST_VERSION,
+            "run": uuid.uuid4().hex[:12],
+            "created": int(time.time()),
+            "recipe": recipe.describe(),
+        }
+        self._replace_manifest(manifest)
+        return manifest
 
     def _replace_manifest(self, manifest: Fields) -> None:
         target, draft = self.folder / "manifest.json", self.folder / "manifest.json.new"

@@ -5,10 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from tokenmill.bulk.batch_lines import render_batch_line
 from tokenmill.bulk.identity import content_hash, recipe_digest, row_hash, sample_seed, seed_of
+from tokenmill.bulk.inputs import open_rows
 from tokenmill.bulk.ledger import Ledger
-from tokenmill.bulk.prompts import PromptError, make_renderer
-from tokenmill.bulk.rows import JSON, BadRow, Fields, Row, read_rows
+from tokenmill.bulk.outputs.paths import own_files
+from tokenmill.bulk.prompts import PromptError, renderer_of
+from tokenmill.bulk.rows import JSON, BadRow, Fields, Row
 from tokenmill.bulk.spec import RunSpec
 from tokenmill.wire.errors import InvalidRequestError
 from tokenmill.wire.store import Submission
@@ -34,11 +37,6 @@ class OutgoingRow(NamedTuple):
         return self._replace(submission=replace(self.submission, request_id=f"{base}~{attempt}"), attempt=attempt)
 
 
-def input_path(spec: RunSpec) -> Path:
-    (path,) = spec.input.paths
-    return Path(path)
-
-
 class Planner:
     """Goes through the input once. Of rows that are done or can never run, the two functions get the number of
     completions; of the latter also what is wrong, and a code for it.
@@ -60,20 +58,20 @@ class Planner:
         self._run_id = run_id
         self._ledger = ledger
         recipe = spec.recipe
-        self._make_prompt = make_renderer(column=recipe.column, template=recipe.template, is_raw=recipe.is_raw)
+        self._render = render_batch_line if spec.input.format == "openai" else renderer_of(recipe)
         self._recipe = recipe_digest(recipe)
         self._settings: Fields = {
-            "model": recipe.model,
-            **recipe.sampling,
             "group": run_id,
             "priority": spec.priority,
             "stream": "final",
         }
+        if recipe.model is not None:
+            self._settings["model"] = recipe.model
         self._on_skip = on_skip
         self._on_refuse = on_refuse
 
     def missing_rows(self) -> Iterator[OutgoingRow]:
-        for row in read_rows(input_path(self._spec), limit=self._spec.limit):
+        for row in open_rows(self._spec.input, limit=self._spec.limit, exclude=own_files(Path(self._spec.out))):
             yield from self._plan_row(row)
 
     def _plan_row(self, row: Row | BadRow) -> list[OutgoingRow]:
@@ -126,7 +124,8 @@ class Planner:
 
     def _request(self, fields: Fields) -> Fields:
         """All of a request but its seed, by the names of `Request.build`."""
-        return {**self._settings, **self._make_prompt(fields)}
+        # A row's own word wins, but for the model: a file that was made for another one runs on ours.
+        return {**self._spec.recipe.sampling, **self._render(fields), **self._settings}
 
     def _outgoing(self, row: Row, name: str, sample: int, fields: Fields) -> OutgoingRow:
         seed = fields.get("seed", seed_of(name))

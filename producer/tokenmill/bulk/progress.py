@@ -14,7 +14,10 @@ STILL_INTERVAL_S = 60.0  # ... and this often when there is none: a log of a lon
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one run. `num_skipped` rows were done by earlier runs; `window` bounds the rows in flight."""
+    """Counts of one run. `num_skipped` rows were done by earlier runs; `window` bounds the rows in flight.
+
+    `num_rows` is 0 while it is not known.
+    """
 
     num_rows: int
     num_skipped: int = 0
@@ -54,7 +57,7 @@ class Pacemaker:
             self._samples.append(now)
         while now[0] - self._samples[0][0] > RATE_WINDOW_S and len(self._samples) > 1:
             self._samples.popleft()
-        return _pace(self._samples[0], now, num_left=tally.num_rows - tally.num_settled)
+        return _pace(self._samples[0], now, num_left=max(0, tally.num_rows - tally.num_settled))
 
 
 def _pace(before: tuple[float, int, int], now: tuple[float, int, int], *, num_left: int) -> Pace:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from typing import TypeAlias
 
+from tokenmill.bulk.identity import Recipe
 from tokenmill.bulk.rows import JSON, Fields
 
 Renderer: TypeAlias = Callable[[Fields], Fields]
@@ -20,6 +21,10 @@ class PromptError(Exception):
 
 class TemplateError(Exception):
     """The template itself is at fault, or cannot be used here; the message says what to do."""
+
+
+def renderer_of(recipe: Recipe) -> Renderer:
+    return make_renderer(column=recipe.column, template=recipe.template, is_raw=recipe.is_raw)
 
 
 def make_renderer(*, column: str | None = None, template: str | None = None, is_raw: bool = False) -> Renderer:

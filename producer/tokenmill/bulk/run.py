@@ -11,17 +11,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from tokenmill.bulk.answers import Answer
 from tokenmill.bulk.identity import custom_id_of
+from tokenmill.bulk.inputs import count_rows
 from tokenmill.bulk.ledger import opened_ledger
 from tokenmill.bulk.output import OutputFile
-from tokenmill.bulk.planner import OutgoingRow, Planner, input_path
+from tokenmill.bulk.outputs.paths import own_files
+from tokenmill.bulk.planner import OutgoingRow, Planner
 from tokenmill.bulk.progress import ProgressView, Tally
 from tokenmill.bulk.recorder import Latencies, Timeline
 from tokenmill.bulk.report import Ending, RunReport
-from tokenmill.bulk.rows import BadRow, Fields, count_rows
+from tokenmill.bulk.rows import BadRow, Fields
 from tokenmill.bulk.spec import RunSpec
 from tokenmill.bulk.window import Window
 
@@ -107,8 +110,9 @@ class BulkRun:
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         with opened_ledger(self._output.folder) as self._ledger:
             self._load_done_rows()
-            path, limit = input_path(self._spec), self._spec.limit
-            self._tally.num_rows = count_rows(path, limit=limit) * self._spec.samples
+            own = own_files(Path(self._spec.out))
+            num_rows = count_rows(self._spec.input, limit=self._spec.limit, exclude=own) or 0
+            self._tally.num_rows = num_rows * self._spec.samples
             self._work()
             self._put_in_order()
         return self._report(started_at)
@@ -262,7 +266,7 @@ class BulkRun:
     def _report(self, started_at: str) -> RunReport:
         tally = self._tally
         return RunReport(
-            num_rows=tally.num_rows,
+            num_rows=max(tally.num_rows, tally.num_settled),
             num_skipped=tally.num_skipped,
             num_done=tally.num_done,
             num_failed=tally.num_failed,
@@ -285,6 +289,9 @@ def _with_status(status: SendStatus, rows: Sequence[OutgoingRow], statuses: Sequ
 
 def _done_row(row: OutgoingRow, answer: Answer, *, has_samples: bool) -> Fields:
     """A line of the output: nothing in it depends on scheduling, so two runs of one recipe write equal lines."""
+    asked_for: Fields = {"choices": list(answer.choices)} if answer.choices else {}
+    if answer.logprobs is not None:
+        asked_for["logprobs"] = list(answer.logprobs)
     return {
         "custom_id": custom_id_of(row.row.fields, row.row_hash),
         "row_hash": row.row_hash,
@@ -298,6 +305,7 @@ def _done_row(row: OutgoingRow, answer: Answer, *, has_samples: bool) -> Fields:
             "completion_tokens": answer.completion_tokens,
             "total_tokens": answer.prompt_tokens + answer.completion_tokens,
         },
+        **asked_for,
     }
 
 

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import click
 
 from tokenmill.bulk.identity import Recipe
+from tokenmill.bulk.inputs import FORMATS
+from tokenmill.bulk.outputs import OUT_FORMATS
 from tokenmill.bulk.spec import InputSpec, QueueSpec, RunSpec
 from tokenmill.cli.options import sampling_of, sampling_options
 
@@ -14,13 +16,24 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
 
 _FILES: tuple[Option, ...] = (
-    click.argument("input_path", metavar="INPUT", type=click.Path(exists=True, dir_okay=False, path_type=Path)),
+    click.argument("inputs", metavar="INPUT...", nargs=-1, required=True),
+    click.option(
+        "--format",
+        "input_format",
+        type=click.Choice(FORMATS),
+        help="Of the input; by default its names tell, and OpenAI Batch files are known by their first line.",
+    ),
     click.option(
         "--out",
         required=True,
         metavar="OUT",
         type=click.Path(dir_okay=False, path_type=Path),
-        help="Where the rows go, as JSONL.",
+        help="Where the rows go: .jsonl, .parquet or .csv.",
+    ),
+    click.option(
+        "--out-format",
+        type=click.Choice(OUT_FORMATS),
+        help="By default as OUT's name says; the answers to an OpenAI Batch file have OpenAI's shape.",
     ),
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows of the input."),
 )
@@ -89,8 +102,9 @@ def spec_of(options: Mapping[str, Any], *, model: str | None) -> RunSpec:
     """The run that the options ask for; UsageError when they contradict each other."""
     _check(options)
     return RunSpec(
-        input=InputSpec(paths=(str(options["input_path"]),)),
+        input=InputSpec(paths=options["inputs"], format=options["input_format"]),
         out=str(options["out"]),
+        out_format=options["out_format"],
         recipe=_recipe(options, model=model),
         samples=options["samples"],
         limit=options["limit"],
@@ -104,7 +118,7 @@ def spec_of(options: Mapping[str, Any], *, model: str | None) -> RunSpec:
 def _check(options: Mapping[str, Any]) -> None:
     if options["column"] is not None and options["template"] is not None:
         raise click.UsageError("--column and --template exclude each other")
-    if options["input_path"].resolve() == options["out"].resolve():
+    if options["out"].resolve() in {Path(name).resolve() for name in options["inputs"]}:
         raise click.UsageError("INPUT and --out are the same file")
 
 

@@ -1,0 +1,110 @@
+"""`tokenmill bulk run` over datasets of other forms, as a user types it: what goes in, and what comes back."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+
+from tests.e2e.commands import tokenmill
+
+TURNS = [{"role": "user", "content": "hi"}]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def batch_line(name: str, url: str = "/v1/chat/completions", **body: Any) -> str:
+    return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": {"model": "gpt-4o-mini", **body}})
+
+
+@pytest.fixture
+def server(worker: object, redis_url: str, queue: str) -> tuple[str, ...]:
+    """The options that lead to the test's worker."""
+    return ("--redis", redis_url, "--queue", queue)
+
+
+def test_parquet_goes_in_and_comes_back_with_completions(server: tuple[str, ...], tmp_path: Path) -> None:
+    source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"question": [f"q {n}" for n in range(20)], "n": range(20)}), source)
+    options = ("--out", out, "--column", "question", "--max-tokens", 4, *server)
+    first = tokenmill("bulk", "run", source, *options)
+    assert first.returncode == 0, first.stderr
+    assert str(out) in first.stdout
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["question"], row["n"]) for row in rows] == [(f"q {n}", n) for n in range(20)]
+    assert all(row["completion_tokens"] == 4 and row["completion"] for row in rows)
+    before = out.read_bytes()
+    assert "nothing to do" in tokenmill("bulk", "run", source, *options).stdout
+    assert out.read_bytes() == before
+
+
+def test_a_folder_of_several_formats_is_one_dataset(server: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(pa.table({"q": ["one"]}), folder / "a.parquet")
+    (folder / "b.csv").write_text("q\ntwo\n")
+    out = folder / "out.jsonl"
+    for _ in range(2):  # the second time, `out` is in the folder, too
+        report = tokenmill("bulk", "run", folder, "--out", out, "--column", "q", "--max-tokens", 4, *server)
+        assert report.returncode == 0, report.stderr
+    assert [row["input"] for row in lines_of(out)] == [{"q": "one"}, {"q": "two"}]
+
+
+def test_an_openai_batch_file_runs_unchanged(tmp_path: Path) -> None:
+    """With --local the file's model is taken for ours; the answers say which one it was."""
+    batch, out = tmp_path / "batch.jsonl", tmp_path / "output.jsonl"
+    lines = [
+        batch_line("chat", messages=TURNS, max_tokens=4, temperature=0),
+        batch_line("text", "/v1/completions", prompt=["hello"], max_tokens=3, logprobs=1),
+        batch_line("two", messages=TURNS, max_tokens=2, n=2, logprobs=True, top_logprobs=1),
+        batch_line("tools", messages=TURNS, tools=[{"type": "function"}]),
+        batch_line("vectors", "/v1/embeddings", input="hello"),
+        batch_line("hot", messages=TURNS, temperature=-1),
+        "{oops",
+    ]
+    batch.write_text("\n".join(lines) + "\n")
+    command = ("bulk", "run", batch, "--out", out, "--local", "--model", "echo")
+    report = tokenmill(*command)
+    assert report.returncode == 1, report.stderr
+    chat, text, two = lines_of(out)
+    assert [line["custom_id"] for line in (chat, text, two)] == ["chat", "text", "two"]
+    parsed = ChatCompletion.model_validate(chat["response"]["body"], strict=True)
+    assert (parsed.model, parsed.choices[0].finish_reason) == ("echo", "length")
+    assert Completion.model_validate(text["response"]["body"], strict=True).usage is not None
+    choices = ChatCompletion.model_validate(two["response"]["body"], strict=True).choices
+    assert [choice.index for choice in choices] == [0, 1]
+    assert all(choice.logprobs is not None and len(choice.logprobs.content or ()) == 2 for choice in choices)
+    errors = {line["custom_id"]: line for line in lines_of(tmp_path / "output.errors.jsonl")}
+    assert errors.keys() == {"tools", "vectors", "hot", None}
+    assert errors["tools"]["response"]["body"]["error"]["code"] == "unsupported_field"
+    assert "/v1/embeddings" in errors["vectors"]["response"]["body"]["error"]["message"]
+    assert "temperature" in errors["hot"]["response"]["body"]["error"]["message"]
+    assert errors[None]["error"]["code"] == "invalid_json_line"
+    before = out.read_bytes()
+    assert tokenmill(*command).returncode == 1
+    assert out.read_bytes() == before
+
+
+def test_rows_may_be_piped_in(server: tuple[str, ...], tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments = ("bulk", "run", "-", "--format", "csv", "--out", out, "--column", "q", "--max-tokens", 4, *server)
+    piped = tokenmill(*arguments, stdin="q\none\ntwo\n")
+    assert piped.returncode == 0, piped.stderr
+    assert [row["input"] for row in lines_of(out)] == [{"q": "one"}, {"q": "two"}]
+    again = tokenmill(*arguments)
+    assert (again.returncode, "nothing to do (2 rows" in again.stdout) == (0, True)
+    empty = tokenmill("bulk", "run", "-", "--out", tmp_path / "none.jsonl", *server)
+    assert_usage_error(empty, "pipe rows in")
+
+
+def assert_usage_error(report: subprocess.CompletedProcess[str], reason: str) -> None:
+    assert report.returncode == 2
+    assert reason in report.stderr
+    assert "Traceback" not in report.stderr

@@ -42,10 +42,11 @@ class Adapter:
     `layers` is what each distinct KV holder stores; a layer that attends to another layer's keys shares its pages.
     """
 
-    def __init__(self, model: PreTrainedModel, backend: Backend) -> None:
+    def __init__(self, model: PreTrainedModel, backend: Backend, *, least_of_ranks: Callable[[int], int] = int) -> None:
         _refuse_if_not_pluggable(model)
         self.model = model
         self.backend = backend
+        self.least_of_ranks = least_of_ranks  # what processes that share the model agree on
         self.config: PretrainedConfig = model.config.get_text_config(decoder=True)
         self.device: torch.device = model.device
         self.vocab_size: int = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings

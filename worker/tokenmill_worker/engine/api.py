@@ -7,13 +7,23 @@ from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "cancelled", "expired", "error"]
 
+AT_LEAST_ONE = (  # of EngineConfig
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "kv_cache_tokens",
+    "num_threads",
+    "tensor_parallel_size",
+)
+
 
 class EngineError(Exception):
     """Anything the engine refuses to do, with what to do about it in the message.
 
     EngineError
     ├── InvalidRequestError   this request can never run as asked (its own fault, nobody else's)
-    └── ModelError            this model cannot be loaded or run packed
+    ├── ModelError            this model cannot be loaded or run packed
+    └── ModelLostError        a process that shares the model is gone: this one has to end as well
     """
 
 
@@ -28,6 +38,10 @@ class InvalidRequestError(EngineError):
 
 class ModelError(EngineError):
     """The model cannot be found, loaded, or run in a packed row; the message gives the reason."""
+
+
+class ModelLostError(EngineError):
+    """The model runs over several processes, and they no longer run together. No request is to blame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +134,8 @@ class EngineConfig:
     `quantization`: of the linear layers, on a CPU: w8a8 (int8 weights, activations rounded to 8 bits for each token)
     or w8a16 (int8 weights alone). Other results than the unquantized model's, on purpose.
     `overlap`: launch a step before the one before it is read; the results are the same. auto does on a GPU.
+    `tensor_parallel_size`: processes that share the model, all started by torchrun. On rank 0 an Engine is as ever; on
+    the others its constructor serves rank 0 and then ends the process.
     """
 
     model: str = "smollm2"
@@ -135,11 +151,12 @@ class EngineConfig:
     num_threads: int | None = None
     quantization: Literal["w8a8", "w8a16"] | None = None
     overlap: Literal["auto"] | bool = "auto"
+    tensor_parallel_size: int = 1
     trust_remote_code: bool = False
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_tokens", "num_threads"):
+        for name in AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EngineError(f"{name} must be at least 1, got {value}")

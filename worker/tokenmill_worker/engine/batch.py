@@ -240,6 +240,10 @@ class Tokenizer(Protocol):
         ...
 
 
+def _nothing_to_close() -> None:
+    """Most runners end with their process."""
+
+
 class Loaded(NamedTuple):
     """What a model name turns into. `default_params` are the model's own sampling defaults (its generation_config)."""
 
@@ -247,3 +251,4 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
     default_params: Mapping[str, float | int]
     computing: Mapping[str, str] = MappingProxyType({})  # how, for people: attention_backend and the like
+    close: Callable[[], None] = _nothing_to_close

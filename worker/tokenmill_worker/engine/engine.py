@@ -20,6 +20,7 @@ from tokenmill_worker.engine.api import (
     FinishReason,
     InvalidRequestError,
     Logprobs,
+    ModelLostError,
     RequestOutput,
     RowError,
     SamplingParams,
@@ -65,6 +66,7 @@ class Engine:
         self._launcher = launcher_of(loaded.runner)
         self._is_overlapped = _is_overlapped(config, loaded.runner.device)
         self._in_flight: deque[InFlight] = deque()  # launched and not read, the oldest first
+        self._close_runner = loaded.close
         self._pages = Pages(
             self._runner.num_pages,
             enable_prefix_caching=config.enable_prefix_caching,
@@ -168,6 +170,7 @@ class Engine:
         for request_id in list(self._requests):
             self.drop(request_id)
         self._in_flight.clear()
+        self._close_runner()
 
     def _tell_finished_by_resume(self, active: ActiveRequest) -> None:
         """Choices that the resumed tokens alone complete, and the last word of a request that lacked only that."""
@@ -244,6 +247,8 @@ class Engine:
             batch = pack(step, self._scheduler.rows)
             try:
                 return [(step, Draws.of(self._runner.run(batch)))]
+            except ModelLostError:  # no request is to blame, and none can run here any more
+                raise
             except Exception as error:  # whatever a model raises must end one request, not the worker
                 if len(step) == 1 or not _is_out_of_memory(error):
                     return self._run_apart(step, error)

@@ -20,6 +20,7 @@ from tokenmill_worker.engine.api import ModelError
 from tokenmill_worker.engine.batch import PAGE_SIZE, PackedBatch
 from tokenmill_worker.engine.kv_pool import KVPool
 from tokenmill_worker.engine.memory import available_bytes
+from tokenmill_worker.engine.parallel.sharding import local
 
 LONG, SHORT = 70, 41  # tokens: the long one crosses two page borders, the short one a single one
 WIDEST_WINDOW = 512  # tokens: a sliding window up to this is exceeded by the long sequence
@@ -71,7 +72,7 @@ def _truth(adapter: Adapter, sequences: list[np.ndarray]) -> Truth:
     dtype, plain = adapter.kv_dtype, _plain(adapter, sequences)
     if dtype == torch.float32:
         return Truth(sequences, plain, dtype, TOLERANCE, _largest_difference)
-    if not _fits_in_float32(adapter.model):
+    if not adapter.least_of_ranks(_fits_in_float32(adapter.model)):
         return Truth(sequences, plain, dtype, COARSE_TOLERANCE, _difference)
     with _in_float32(adapter.model):
         exact = Truth(sequences, _plain(adapter, sequences), torch.float32, TOLERANCE, _largest_difference)
@@ -193,7 +194,7 @@ def _fits_in_float32(model: PreTrainedModel) -> bool:
     parameters = list(model.parameters())
     if not all(parameter.is_floating_point() for parameter in parameters):
         return False  # quantized weights mean nothing without their scales
-    return 4 * sum(parameter.numel() for parameter in parameters) < available_bytes(model.device) // 2
+    return 4 * sum(local(parameter).numel() for parameter in parameters) < available_bytes(model.device) // 2
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ from tokenmill_worker.engine.api import EngineConfig, ModelError
 from tokenmill_worker.engine.attention import backend_named
 from tokenmill_worker.engine.batch import Loaded, Tokenizer
 from tokenmill_worker.engine.model_runner import ModelRunner
+from tokenmill_worker.engine.parallel import sharding
+from tokenmill_worker.engine.parallel.ranks import Ranks
+from tokenmill_worker.engine.parallel.runner import LeadingRunner, follow
 from tokenmill_worker.engine.quantization import Quantizer, refuse_if_impossible
 from tokenmill_worker.engine.threads import usable_cores
 from tokenmill_worker.engine.tokenizer import HFTokenizer, NoTokenizer
@@ -37,24 +41,61 @@ SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penal
 MODEL_FAULTS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
 
 
+class Packed(NamedTuple):
+    adapter: Adapter
+    truth: guard.Truth
+
+
+class Ready(NamedTuple):
+    """A model that may serve. Its fingerprint is that of the checkpoint, whatever became of the weights' layout."""
+
+    adapter: Adapter
+    fingerprint: str
+    tier: int = 0
+
+
 def load(config: EngineConfig) -> Loaded:
     """Raises ModelError, with what to do about it, for a model that is not there or cannot run packed."""
-    torch.set_num_threads(config.num_threads or min(torch.get_num_threads(), usable_cores()))
+    torch.set_num_threads(config.num_threads or _fair_num_threads(config))
+    ranks = _join_ranks(config)
     with quiet_transformers():
         folder = checkpoint.locate(config.model, cache_dir=cache_dir(config))
         hf_tokenizer = _load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
-        ready = _operated(folder, config, hf_tokenizer)
+        ready = _operated(folder, config, hf_tokenizer, ranks)
+    runner = _runner(ready, config, ranks)
+    generation = ready.adapter.model.generation_config
+    tokenizer = _tokenizer(hf_tokenizer, _eos_token_ids(generation, hf_tokenizer), runner.vocab_size)
+    loaded = Loaded(runner, tokenizer, _default_params(generation), _computing(ready, config))
+    return loaded._replace(close=runner.close) if isinstance(runner, LeadingRunner) else loaded
+
+
+def _runner(ready: Ready, config: EngineConfig, ranks: Ranks | None) -> ModelRunner | LeadingRunner:
+    """What the engine runs its batches on. On a rank that follows this does not return: it serves, then exits."""
     adapter = ready.adapter
     max_model_len = length_limit.max_model_len(_limit(adapter), requested=config.max_model_len)
-    runner = ModelRunner(
-        adapter,
-        num_pages=sizing.num_pages(adapter, config, max_model_len=max_model_len),
-        max_model_len=max_model_len,
-        fingerprint=ready.fingerprint,
-    )
-    generation = adapter.model.generation_config
-    tokenizer = _tokenizer(hf_tokenizer, _eos_token_ids(generation, hf_tokenizer), adapter.vocab_size)
-    return Loaded(runner, tokenizer, _default_params(generation), _computing(ready, config))
+    num_pages = sizing.num_pages(adapter, config, max_model_len=max_model_len)
+    sizes = {"num_pages": num_pages, "max_model_len": max_model_len}
+    if ranks is None:
+        return ModelRunner(adapter, **sizes, fingerprint=ready.fingerprint)
+    if ranks.is_leader:
+        return LeadingRunner(adapter, ranks, **sizes, fingerprint=ready.fingerprint)
+    follow(adapter, ranks, num_pages=num_pages)
+    sys.exit(0)
+
+
+def _join_ranks(config: EngineConfig) -> Ranks | None:
+    """The processes that share the model, when several do."""
+    if config.tensor_parallel_size == 1:
+        return None
+    if config.tier == 1 or config.quantization is not None:
+        asked = "tier 1" if config.tier == 1 else f"quantization {config.quantization}"
+        raise ModelError(f"{asked} is for a model in one process: leave it out, or set tensor_parallel_size to 1")
+    return Ranks.join(config.tensor_parallel_size, device=_device(config))
+
+
+def _fair_num_threads(config: EngineConfig) -> int:
+    """One for each usable core; processes that share a model share them."""
+    return max(1, min(torch.get_num_threads(), usable_cores() // config.tensor_parallel_size))
 
 
 def fingerprint(
@@ -66,7 +107,8 @@ def fingerprint(
         digest.update(f"quantization {quantization}".encode())
     digest.update(model.config.to_json_string(use_diff=True).encode())
     for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {_checksum(parameter.data)}\n".encode())
+        weights = sharding.whole(parameter.data)
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {_checksum(weights)}\n".encode())
     if tokenizer is not None:
         digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
         digest.update(str(tokenizer.chat_template).encode())
@@ -86,8 +128,6 @@ def cache_dir(config: EngineConfig) -> Path:
 
 
 def _load_model(folder: Path, config: EngineConfig) -> PreTrainedModel:
-    device = _device(config)
-    placement = {"device_map": {"": device}} if device == "cuda" else {}
     try:
         hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -97,14 +137,22 @@ def _load_model(folder: Path, config: EngineConfig) -> PreTrainedModel:
             attn_implementation="eager",  # exists for every model; packed mode is set afterwards, where it can be
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
-            **placement,
+            **_placement(config, hf_config),
         )
     except (OSError, ImportError, *MODEL_FAULTS) as error:
         raise ModelError(f"transformers cannot load {config.model}: {_first_line(error)}") from error
     model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"the checkpoint {config.model} lacks {len(missing)} weights, among them {missing[0]}")
+    vars(model.config).pop("distributed_config", None)  # of this process, not of the checkpoint
     return model
+
+
+def _placement(config: EngineConfig, hf_config: PretrainedConfig) -> dict[str, Any]:
+    """Where from_pretrained puts the weights."""
+    if config.tensor_parallel_size > 1:
+        return sharding.placement(hf_config, config.tensor_parallel_size)
+    return {"device_map": {"": "cuda"}} if _device(config) == "cuda" else {}
 
 
 def _device(config: EngineConfig) -> str:
@@ -156,19 +204,6 @@ def _default_params(generation: GenerationConfig | None) -> dict[str, float | in
     return {name: value for name, value in stated.items() if value is not None}
 
 
-class Packed(NamedTuple):
-    adapter: Adapter
-    truth: guard.Truth
-
-
-class Ready(NamedTuple):
-    """A model that may serve. Its fingerprint is that of the checkpoint, whatever became of the weights' layout."""
-
-    adapter: Adapter
-    fingerprint: str
-    tier: int = 0
-
-
 def _computing(ready: Ready, config: EngineConfig) -> dict[str, str]:
     """What a worker publishes of how it computes; an empty note means that nothing stands in for something faster."""
     return {
@@ -176,14 +211,17 @@ def _computing(ready: Ready, config: EngineConfig) -> dict[str, str]:
         "attention_note": ready.adapter.backend.note,
         "tier": str(ready.tier),
         "quantization": config.quantization or "none",
+        "tensor_parallel_size": str(config.tensor_parallel_size),
     }
 
 
-def _operated(folder: Path, config: EngineConfig, tokenizer: PreTrainedTokenizerBase | None) -> Ready:
+def _operated(
+    folder: Path, config: EngineConfig, tokenizer: PreTrainedTokenizerBase | None, ranks: Ranks | None
+) -> Ready:
     """The packed model in its tier; as transformers made it where the operation fails."""
     model = _load_model(folder, config)
     refuse_if_impossible(config, device=model.device.type, dtype=model.dtype, cache_dir=cache_dir(config))
-    packed = _packed(model, config)
+    packed = _packed(model, config, ranks)
     ready = Ready(packed.adapter, fingerprint(packed.adapter.model, tokenizer, quantization=config.quantization))
     if _tier(config, ready.adapter) == 0:
         return ready
@@ -193,7 +231,7 @@ def _operated(folder: Path, config: EngineConfig, tokenizer: PreTrainedTokenizer
         if config.quantization is not None:
             raise ModelError(f"quantization does not work for {config.model}: {_first_line(error)}") from error
         _logger.warning("Tier 1 does not work for this model, so it runs as it is: %s", _first_line(error))
-        return ready._replace(adapter=_packed(_load_model(folder, config), config).adapter)
+        return ready._replace(adapter=_packed(_load_model(folder, config), config, ranks).adapter)
     _logger.info("Tier 1: %s", report)
     return ready._replace(tier=1)
 
@@ -213,28 +251,30 @@ def _operate(packed: Packed, config: EngineConfig) -> str:
 
 
 def _tier(config: EngineConfig, adapter: Adapter) -> int:
+    if config.tensor_parallel_size > 1:
+        return 0  # tier 1 packs whole weights
     if config.tier == "auto":
         return 1 if adapter.device.type == "cpu" else 0
     return config.tier
 
 
-def _packed(model: PreTrainedModel, config: EngineConfig) -> Packed:
+def _packed(model: PreTrainedModel, config: EngineConfig, ranks: Ranks | None) -> Packed:
     """The model in packed mode, past the load guard; mixtures of experts in the fastest form that works here."""
     try:
-        return _guarded(model, config)
+        return _guarded(model, config, ranks)
     except MODEL_FAULTS as error:
         if getattr(model.config, "_experts_implementation", None) in (None, "eager"):
             raise ModelError(f"{config.model} fails in packed mode: {_first_line(error)}") from error
     model.set_experts_implementation("eager")  # grouped_mm has no kernel for every device, dtype and width
     try:
-        return _guarded(model, config)
+        return _guarded(model, config, ranks)
     except MODEL_FAULTS as error:
         raise ModelError(f"{config.model} fails in packed mode: {_first_line(error)}") from error
 
 
-def _guarded(model: PreTrainedModel, config: EngineConfig) -> Packed:
+def _guarded(model: PreTrainedModel, config: EngineConfig, ranks: Ranks | None) -> Packed:
     backend = backend_named(config.attention_backend, device=model.device.type, cache_dir=cache_dir(config))
-    adapter = Adapter(model, backend)
+    adapter = Adapter(model, backend) if ranks is None else Adapter(model, backend, least_of_ranks=ranks.least)
     longest = length_limit.max_model_len(_limit(adapter), requested=None)
     truth = guard.check(adapter, window=length_limit.narrowest_window(adapter.config), longest=longest)
     return Packed(adapter, truth)

@@ -18,16 +18,17 @@ def num_pages(adapter: Adapter, config: EngineConfig, *, max_model_len: int) -> 
     if config.kv_cache_tokens is not None:
         return max(1, _pages(config.kv_cache_tokens))
     page_bytes = PAGE_SIZE * sum(shape.bytes_per_token(adapter.kv_dtype) for shape in adapter.layers)
-    affordable = _budget(adapter, min(config.max_num_batched_tokens, max_model_len)) // page_bytes
+    budget = _budget(adapter, min(config.max_num_batched_tokens, max_model_len), config.tensor_parallel_size)
+    affordable = adapter.least_of_ranks(budget // page_bytes)
     if affordable == 0:
         raise ModelError("no memory is left for the KV pool: choose a smaller model or dtype, or set kv_cache_tokens")
     return min(affordable, config.max_num_seqs * _pages(max_model_len))
 
 
-def _budget(adapter: Adapter, step_tokens: int) -> int:
+def _budget(adapter: Adapter, step_tokens: int, num_processes: int) -> int:
     """Bytes. On CUDA a step runs first, so that what activations take is taken already."""
     if adapter.device.type != "cuda":
-        return int(available_bytes(adapter.device) * CPU_SHARE)
+        return int(available_bytes(adapter.device) * CPU_SHARE) // num_processes
     _run_step(adapter, step_tokens)
     torch.cuda.synchronize(adapter.device)
     return int(available_bytes(adapter.device) * CUDA_SHARE)

@@ -64,8 +64,11 @@ def test_importing_tokenmill_loads_neither_redis_nor_pydantic() -> None:
 
 
 def test_the_worker_imports_only_the_wire_contract_of_the_producer() -> None:
-    """cli.py, where a worker is put together, may start the embedded server besides."""
-    allowed = {"cli.py": {"tokenmill.embedded", "tokenmill.embedded.embedded_server"}}
+    """Besides, cli.py may start the embedded server, and launch.py children that die with it."""
+    allowed = {
+        "cli.py": {"tokenmill.embedded", "tokenmill.embedded.embedded_server"},
+        "launch.py": {"tokenmill.lifeline", "tokenmill.lifeline.tied_to_us"},
+    }
     offenders: dict[str, set[str]] = {}
     for file in WORKER.rglob("*.py"):
         of_producer = under(imported_names(file), "tokenmill") - under(imported_names(file), "tokenmill.wire")
@@ -129,5 +132,6 @@ def test_only_settings_and_the_command_lines_read_the_environment() -> None:
         "producer/tokenmill/client.py",
         "worker/tokenmill_worker/settings.py",
         "worker/tokenmill_worker/cli.py",
+        "worker/tokenmill_worker/launch.py",
     )
     assert {reader for reader in readers if not reader.startswith(allowed)} == set()

@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from tokenmill.wire.errors import TokenmillError
 from tokenmill.wire.keys import Keys, all_keys
 from tokenmill.wire.store import Store, Transitions, connect, hide_password
 
+from tokenmill_worker import launch
 from tokenmill_worker.engine.api import EngineConfig, EngineError
 from tokenmill_worker.engine.engine import Engine
 from tokenmill_worker.metrics import WorkerStatistics
@@ -62,6 +63,7 @@ log = logging.getLogger("tokenmill_worker")
 @click.option("--max-num-seqs", type=int, metavar="N", help="Rows in flight.")
 @click.option("--max-num-batched-tokens", type=int, metavar="N", help="Tokens of one step.")
 @click.option("--quantization", metavar="Q", help="w8a8 or w8a16: int8 on a CPU.")
+@click.option("--tensor-parallel-size", type=int, metavar="N", help="Processes (GPUs) that share the model.")
 @click.option("--served-model-name", metavar="NAME", help="A further name that requests may ask for.")
 def worker(config: Path | None, **flags: object) -> None:
     """Serve a queue with a model until SIGTERM or Ctrl-C, then drain: finish what fits, hand the rest back.
@@ -74,13 +76,17 @@ def worker(config: Path | None, **flags: object) -> None:
 
     Exit codes: 0 drained, 1 failed or left requests to a takeover, 2 wrong usage.
     """
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        settings = WorkerSettings.read(config, {name: value for name, value in flags.items() if value is not None})
+        settings = WorkerSettings.read(config, given)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     _log_to_stderr(settings.log_level)
+    rank = launch.rank_of(os.environ) if settings.tensor_parallel_size > 1 else 0
+    if rank is None:
+        raise click.exceptions.Exit(launch.run(_same_worker(config, given), settings.tensor_parallel_size))
     try:
-        with _server(settings) as url:
+        with _server(settings) if rank == 0 else nullcontext(settings.redis_url) as url:
             is_drained = serve(settings, url)
     except (TokenmillError, EngineError, RedisError) as error:
         click.echo(f"tokenmill: {' '.join(str(error).split())}", err=True)
@@ -88,8 +94,20 @@ def worker(config: Path | None, **flags: object) -> None:
     raise click.exceptions.Exit(0 if is_drained else EXIT_FATAL)
 
 
+def _same_worker(config: Path | None, flags: Mapping[str, object]) -> list[str]:
+    """This command again, for a process of its own."""
+    options = [f"--config={config}"] if config is not None else []
+    for name, value in flags.items():
+        option = "--redis" if name == "redis_url" else "--" + name.replace("_", "-")
+        options.append(option if value is True else f"{option}={value}")
+    return [sys.executable, "-m", "tokenmill.cli", "worker", *options]
+
+
 def serve(settings: WorkerSettings, url: str) -> bool:
-    """Load the model and work until told to stop. False: something was left to a takeover."""
+    """Load the model and work until told to stop. False: something was left to a takeover.
+
+    Of the processes that share a model only the first comes past the loading; the others end in there.
+    """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     log.info("loading %s", settings.model)
     engine = Engine(_engine_config(settings))
@@ -209,6 +227,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         num_threads=settings.num_threads,
         quantization=settings.quantization,
         overlap=settings.overlap,
+        tensor_parallel_size=settings.tensor_parallel_size,
         trust_remote_code=settings.trust_remote_code,
         cache_dir=settings.cache_dir,
     )

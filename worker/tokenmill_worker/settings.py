@@ -44,6 +44,9 @@ class WorkerSettings(BaseSettings):
     quantization: Literal["w8a8", "w8a16"] | None = Field(
         None, description="int8 on a CPU: w8a8 is fastest, w8a16 nearest to the original; docs state what each costs"
     )
+    tensor_parallel_size: int = Field(
+        1, ge=1, le=64, description="processes, with a GPU each, that share one model; for one larger than a device"
+    )
     max_num_seqs: int = Field(64, ge=1, le=4096, description="rows in flight; more give throughput, fewer latency")
     max_num_batched_tokens: int = Field(
         512, ge=1, le=1 << 20, description="tokens of one step; more make long prompts faster, fewer tokens steadier"

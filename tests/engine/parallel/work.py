@@ -1,31 +1,37 @@
 """The same work by one process or by several that share the model: under torchrun, rank 0 writes down the answers."""
 
+import contextlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenmill_worker.engine.api import EngineConfig, EngineRequest, SamplingParams
+from tokenmill_worker.engine.api import EngineConfig, EngineRequest, ModelLostError, SamplingParams
+from tokenmill_worker.engine.batch import Ints
 from tokenmill_worker.engine.engine import Engine
+from tokenmill_worker.engine.parallel import runner
+from tokenmill_worker.engine.parallel.message import Step, decode
 
 from tests.engine.harness import finish
 
-PREFIX = [(11 * index) % 120 + 3 for index in range(40)]  # a page and a part of one
-GREEDY = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+PREFIX = [(11 * index) % 120 + 3 for index in range(56)]  # a page, and most of another
+GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
 
 Answers = dict[str, object]  # as JSON has them
 
 
 def config(folder: Path, num_processes: int) -> EngineConfig:
-    """Six rows in six pages, 24 tokens a step: chunks, prefix hits and preemption in a few dozen steps."""
+    """24 tokens a step, so that prompts come in chunks; and few pages."""
     return EngineConfig(
         model=str(folder),
         dtype="float32",
         device="cpu",
         max_num_seqs=6,
         max_num_batched_tokens=24,
-        kv_cache_tokens=192,
+        kv_cache_tokens=224,
         attention_backend="sdpa",
         num_threads=1,
         tensor_parallel_size=num_processes,
@@ -34,10 +40,10 @@ def config(folder: Path, num_processes: int) -> EngineConfig:
 
 def requests() -> list[EngineRequest]:
     """Greedy and seeded rows that begin alike, one of them with two choices and logprobs."""
-    drawn = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=30, ignore_eos=True, seed=5)
-    params = [GREEDY, drawn, GREEDY, SamplingParams(max_tokens=20, n=2, logprobs=2, ignore_eos=True), drawn, GREEDY]
+    drawn = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=16, ignore_eos=True, seed=5)
+    params = [GREEDY, drawn, GREEDY, SamplingParams(max_tokens=16, n=2, logprobs=2, ignore_eos=True), drawn, GREEDY]
     return [
-        EngineRequest(request_id=f"r{index}", prompt_token_ids=[*PREFIX, *range(3, 4 + 7 * index)], params=own)
+        EngineRequest(request_id=f"r{index}", prompt_token_ids=[*PREFIX, *range(3, 4 + index)], params=own)
         for index, own in enumerate(params)
     ]
 
@@ -46,12 +52,12 @@ def answers(folder: Path, num_processes: int) -> Answers:
     """What everybody was told, and whether the engine had to work for it."""
     engine = Engine(config(folder, num_processes))
     outputs = finish(engine, *requests())
-    cut = _cancelled_amid(engine)
+    disturbed = _disturbed(engine)
     statistics = engine.statistics()
     engine.close()
     return {
         "tokens": {name: [choice.token_ids for choice in own.choices] for name, own in outputs.items()},
-        "cancelled after": cut,
+        "disturbed": disturbed,
         "fingerprint": engine.fingerprint,
         "was preempted": statistics.num_preemptions > 0,
         "had prefix hits": statistics.num_cached_tokens > 0,
@@ -59,30 +65,52 @@ def answers(folder: Path, num_processes: int) -> Answers:
     }
 
 
-def _cancelled_amid(engine: Engine) -> list[int]:
-    """The tokens of a request that is cancelled after some steps, beside one that goes on."""
-    told: list[int] = []
-    for name in ("stays", "leaves"):
+def _disturbed(engine: Engine) -> dict[str, list[int]]:
+    """The tokens of two requests; after some steps both are preempted, and then one is cancelled."""
+    told: dict[str, list[int]] = {"stays": [], "leaves": []}
+    for name in told:
         engine.add_request(EngineRequest(request_id=name, prompt_token_ids=PREFIX[:9], params=GREEDY))
-    for _ in range(7):
-        told += [token for event in engine.step() if event.request_id == "leaves" for token in event.token_ids]
-    engine.cancel("leaves")
+    num_steps = 0
     while engine.has_work():
-        engine.step()
+        for event in engine.step():
+            told[event.request_id] += event.token_ids
         engine.check_integrity()
+        num_steps += 1
+        if num_steps == 5:
+            for sequence in list(engine._scheduler.running):
+                engine._scheduler.preempt(sequence)
+        if num_steps == 9:
+            engine.cancel("leaves")
     return told
+
+
+def lost_amid(folder: Path, num_processes: int) -> Answers:
+    """What rank 0 says when another is killed between two steps. That one does not return."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when one is killed
+    vars(runner)["decode"] = _decode_a_few  # of the ranks that follow
+    engine = Engine(config(folder, num_processes))
+    try:
+        finish(engine, *requests())
+    except ModelLostError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
+def _decode_a_few(message: Ints, seen: list[int] = []) -> Step:  # noqa: B006  # counts over all calls
+    seen.append(len(message))
+    if len(seen) > 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(message)
 
 
 def main(result: Path, num_processes: int, folders: Sequence[str]) -> None:
     torch.set_num_threads(1)
     found: dict[str, Answers] = {}
     for folder in folders:
-        try:
+        with contextlib.suppress(SystemExit):  # this process followed; the next model is next
             found[folder] = answers(Path(folder), num_processes)
-        except SystemExit:  # this process followed; the next model is next
-            continue
-    if found:
-        result.write_text(json.dumps(found))
+    found["lost"] = lost_amid(Path(folders[0]), num_processes)
+    result.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

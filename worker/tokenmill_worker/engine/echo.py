@@ -296,6 +296,8 @@ def load(config: EngineConfig) -> Loaded:
     """`echo`, with options. Raises ModelError for options that are unknown or wrong."""
     if config.quantization is not None:
         raise ModelError(f"quantization {config.quantization} means nothing for the echo model: leave it out")
+    if config.tensor_parallel_size > 1:
+        raise ModelError("the echo model has nothing to share out: set tensor_parallel_size to 1")
     options = dict(parse_qsl(config.model.partition("?")[2]))
     try:
         step_ms = float(options.pop("step_ms", 0.0))

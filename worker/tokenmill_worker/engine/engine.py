@@ -206,6 +206,8 @@ class Engine:
         """False: it could not be launched, so everything before it was committed and it was run the plain way."""
         try:
             launch = self._launcher.launch(pack(step, self._scheduler.rows))
+        except ModelLostError:
+            raise
         except Exception as error:  # as in _run, which does it again and finds out who is guilty
             _logger.warning("A step of %d rows could not be launched (%s)", len(step), type(error).__name__)
             self._commit_in_flight()

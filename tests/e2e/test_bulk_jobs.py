@@ -199,6 +199,47 @@ def test_of_two_bulk_workers_with_the_same_job_one_writes(url: str, board: RunBo
 
 
 @pytest.mark.slow
+def test_a_bulk_worker_that_was_frozen_past_its_lease_writes_nothing_more(
+    url: str, board: RunBoard, tmp_path: Path
+) -> None:
+    questions, out = write_questions(tmp_path, 60), tmp_path / "out.jsonl"
+    with bulk_workers(url, 2) as workers:
+        run_id = hand_in(board, questions)
+        wait_until(lambda: num_lines(out) >= 5, description="some rows are written", timeout=30)
+        frozen = running_worker(board, run_id, workers)
+        frozen.send_signal(signal.SIGSTOP)
+        wait_until(
+            lambda: "is being written by another run" in (board.status(run_id).error or ""),
+            description="the other worker has the run, and the frozen one the file",
+            timeout=30,
+        )
+        num_written = num_lines(out)
+        frozen.send_signal(signal.SIGCONT)
+        wait_ended(board, run_id)
+        assert frozen.poll() is None, "it goes on as a worker"
+    report = board.status(run_id).report or {}
+    assert report["num_skipped"] == num_written
+    assert out.read_bytes() == undisturbed(url, questions)
+
+
+@pytest.mark.slow
+def test_with_the_usual_lease_a_killed_workers_run_is_taken_within_half_a_minute(
+    url: str, board: RunBoard, tmp_path: Path
+) -> None:
+    questions, out = write_questions(tmp_path, 300), tmp_path / "out.jsonl"
+    with started("bulk", "worker", "--redis", url) as killed:
+        run_id = hand_in(board, questions)
+        wait_until(lambda: num_lines(out) >= 5, description="some rows are written", timeout=30)
+        killed.kill()
+        killed.wait()
+    num_written = num_lines(out)
+    with started("bulk", "worker", "--redis", url):
+        wait_until(lambda: num_lines(out) > num_written, description="another worker goes on", timeout=30)
+        wait_ended(board, run_id)
+    assert num_lines(out) == 300
+
+
+@pytest.mark.slow
 def test_a_file_that_the_worker_cannot_read_is_named_in_the_status(url: str, board: RunBoard, tmp_path: Path) -> None:
     questions = write_questions(tmp_path, 2)
     shared = tmp_path / "shared"

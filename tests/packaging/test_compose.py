@@ -30,10 +30,10 @@ def env_file() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def test_a_plain_up_starts_the_server_and_the_worker_that_runs_anywhere(services: dict[str, Service]) -> None:
+def test_a_plain_up_starts_server_bulk_worker_and_the_worker_that_runs_anywhere(services: dict[str, Service]) -> None:
     active = set(env_file()["COMPOSE_PROFILES"].split(","))
     started = {name for name, service in services.items() if active & set(service.get("profiles", active))}
-    assert started == {"redis", "worker-cpu"}
+    assert started == {"redis", "worker-cpu", "bulk"}
 
 
 def test_only_the_gpu_worker_reserves_a_device(services: dict[str, Service]) -> None:
@@ -48,7 +48,7 @@ def test_a_worker_is_killed_only_after_its_drain_time(services: dict[str, Servic
     assert seconds(services[name]["stop_grace_period"]) >= drain_timeout_s + 10
 
 
-@pytest.mark.parametrize("name", [*WORKERS, "tokenmill"])
+@pytest.mark.parametrize("name", [*WORKERS, "bulk", "tokenmill"])
 def test_every_client_of_the_server_waits_until_it_is_healthy(services: dict[str, Service], name: str) -> None:
     assert services[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
     assert "healthcheck" in services["redis"]
@@ -66,6 +66,7 @@ def test_long_running_services_come_back_and_commands_do_not(services: dict[str,
         "redis": "unless-stopped",
         "worker-cpu": "unless-stopped",
         "worker-gpu": "unless-stopped",
+        "bulk": "unless-stopped",
         "tokenmill": "no",
     }
 
@@ -77,6 +78,15 @@ def test_no_port_is_open_beyond_this_host(services: dict[str, Service]) -> None:
 
 def test_the_queue_outlives_its_container(services: dict[str, Service]) -> None:
     assert "queue:/data" in services["redis"]["volumes"]
+
+
+def test_the_bulk_worker_stands_in_the_one_folder_that_it_may_touch(services: dict[str, Service]) -> None:
+    bulk = services["bulk"]
+    folder = bulk["environment"]["TOKENMILL_FILES"]
+    assert bulk["volumes"] == [f"files:{folder}"]
+    assert bulk["working_dir"] == folder, "so that names given to `docker compose exec` mean files there"
+    dockerfile = (ROOT / "producer/Dockerfile").read_text()
+    assert re.search(rf"install -d .*{folder}\b", dockerfile), "its user can write there"
 
 
 @pytest.mark.parametrize("name", WORKERS)

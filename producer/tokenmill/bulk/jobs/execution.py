@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError, TimeoutError
 from rq import Retry
 from rq.job import Job
 
+from tokenmill.bulk.answers import Answer
 from tokenmill.bulk.execute import execute
 from tokenmill.bulk.jobs.keeper import LeaseKeeper
 from tokenmill.bulk.jobs.limits import LimitBook, seconds_to_midnight
@@ -44,6 +45,24 @@ class Site:
     limits: LimitBook
 
 
+class GuardedQueue:
+    """A RequestQueue whose answers come only while the lease is held: what they bring is written at once."""
+
+    def __init__(self, queue: RequestQueue, check: Callable[[], None]) -> None:
+        self._check = check
+        self._queue = queue
+        self.send = queue.send
+        self.forget = queue.forget
+        self.slots = queue.slots
+        self.abandon = queue.abandon
+
+    def wait(self, timeout_s: float) -> list[Answer]:
+        """A worker that was frozen wakes here, with answers that another one has written meanwhile."""
+        answers = self._queue.wait(timeout_s)
+        self._check()
+        return answers
+
+
 class RunExecution:
     """Does one job; `stop` may be called from any thread."""
 
@@ -68,7 +87,7 @@ class RunExecution:
             return self._pause()
         view = JobView(self.publish, self._count)
         report = execute(self._spec, queue_factory=self._connect, view=view, should_stop=self._should_stop)
-        self._keeper.check(is_leaving=self._is_leaving)
+        self._check_lease()
         return self._conclude(report)
 
     def publish(self, told: Fields) -> None:
@@ -95,8 +114,11 @@ class RunExecution:
         self.publish({"note": f"tenant {self._spec.tenant or 'default'} has used {self._used_up}: goes on at 0:00 UTC"})
         return Retry(max=ALWAYS, interval=seconds_to_midnight())
 
-    def _should_stop(self) -> bool:
+    def _check_lease(self) -> None:
         self._keeper.check(is_leaving=self._is_leaving)
+
+    def _should_stop(self) -> bool:
+        self._check_lease()
         return self._is_stop_wanted() or self._is_leaving() or self._used_up is not None
 
     def _is_stop_wanted(self) -> bool:
@@ -121,7 +143,7 @@ class RunExecution:
     def _connection(self, group: str) -> Iterator[RequestQueue]:
         queue = self._spec.queue
         with connect_queue(self._site.redis_url, queue.name, queue.partitions, group=group) as connection:
-            yield connection
+            yield GuardedQueue(connection, self._check_lease)
             # Handed back, its requests go on meanwhile: whoever is next finds their answers.
             if self._is_stop_wanted() or self._used_up is not None:
                 connection.abandon()

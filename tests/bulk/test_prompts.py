@@ -60,12 +60,34 @@ def test_a_template_keeps_the_text_as_it_is() -> None:
     assert make_renderer(template="{{ q }}")({"q": "<b> & 'x' {{ y }}"}) == said("<b> & 'x' {{ y }}")
 
 
-@pytest.mark.parametrize("template", ["{{ missing }}", "{{ 1 / 0 }}", "{{ ''.__class__.__mro__ }}", "{{ q + 1 }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ missing }}",
+        "{{ 1 / 0 }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ q + 1 }}",
+        "{{ l.append(2) }}",
+        "{{ 'x' * 10**9 }}",
+        "{{ 9 ** 9999999 }}",
+        "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+    ],
+)
 def test_a_template_that_fails_on_a_row_blames_the_row(template: str) -> None:
     with pytest.raises(PromptError, match="template: "):
-        make_renderer(template=template)({"q": "a"})
+        make_renderer(template=template)({"q": "a", "l": [1]})
 
 
 def test_a_template_with_a_syntax_error_is_refused_before_any_row() -> None:
     with pytest.raises(TemplateError, match="line 2"):
         make_renderer(template="ok\n{{ oops")
+
+
+def test_a_system_message_comes_first_unless_the_row_has_its_own() -> None:
+    render = make_renderer(system="Be brief.")
+    brief: Fields = {"role": "system", "content": "Be brief."}
+    assert render({"prompt": "hi"}) == {"messages": [brief, {"role": "user", "content": "hi"}]}
+    own: Fields = {"messages": [{"role": "system", "content": "Be long."}]}
+    assert render(own) == own
+    with pytest.raises(TemplateError, match="cannot be sent raw"):
+        make_renderer(system="Be brief.", is_raw=True)

@@ -108,3 +108,47 @@ def assert_usage_error(report: subprocess.CompletedProcess[str], reason: str) ->
     assert report.returncode == 2
     assert reason in report.stderr
     assert "Traceback" not in report.stderr
+
+
+def test_every_kind_of_bad_row_is_listed_with_its_reason_and_the_rest_is_done(
+    server: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = [
+        '{"word": "one", "heat": 0.5}',
+        "{oops",
+        '["no", "object"]',
+        '{"word": "\\ud800"}',
+        '{"other": 1}',
+        '{"word": null}',
+        json.dumps({"word": "long " * 30_000}),
+        json.dumps({"word": "x" * 2_000_000}),
+        '{"word": "two", "heat": "NaN"}',
+        '{"word": "two", "heat": NaN}',
+        '{"word": "two", "heat": -3}',
+        '{"word": "two", "heat": "warm"}',
+        '{"word": "three", "heat": null}',
+    ]
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(b"".join(row.encode() + b"\n" for row in rows) + b'{"word": "\xff"}\n')
+    options = ("--template", "Say {{ word.upper() }}", "--params-from", "temperature=heat", "--max-tokens", 4)
+    report = tokenmill("bulk", "run", source, "--out", out, *options, *server)
+    assert report.returncode == 1, report.stderr
+    assert [row["input"]["word"] for row in lines_of(out)] == ["one", "three"]
+    reasons = {error["row"]: error["error"]["message"] for error in lines_of(tmp_path / "out.errors.jsonl")}
+    expected = {
+        2: "not JSON",
+        3: "must be a JSON object",
+        4: "surrogate",
+        5: "template: 'word' is undefined",
+        6: "template:",
+        7: "the prompt has 150026 tokens",
+        8: "longer than",
+        9: "temperature: input should be a finite number, got nan",
+        10: "NaN is not a JSON number",
+        11: "temperature: input should be greater than or equal to 0",
+        12: "temperature: input should be a valid number",
+        14: "not UTF-8",
+    }
+    assert reasons.keys() == expected.keys()
+    for number, reason in expected.items():
+        assert reason in reasons[number], (number, reasons[number])

@@ -16,6 +16,7 @@ from tokenmill.bulk.progress import ProgressView
 from tokenmill.bulk.recorder import Moment
 from tokenmill.bulk.report import RunReport, as_text
 from tokenmill.bulk.retry import begin_retry, end_retry
+from tokenmill.bulk.rows import InputError
 from tokenmill.bulk.run import BulkRun, RequestQueue
 from tokenmill.bulk.spec import RunSpec
 
@@ -65,7 +66,9 @@ def execute(
 def _definite(spec: RunSpec) -> RunSpec:
     """As what its input turns out to be: stdin is kept on disk, an OpenAI Batch file recognised."""
     out, recipe = Path(spec.out), spec.recipe
-    is_prompt_given = recipe.column is not None or recipe.template is not None
+    is_prompt_given = any(part is not None for part in (recipe.column, recipe.template, recipe.system))
+    if is_prompt_given and spec.input.format == "openai":
+        raise InputError("an OpenAI Batch file brings its own prompts: leave out --column, --template and --system")
     return replace(
         spec,
         input=resolve_input(spec.input, folder=folder_of(out), exclude=own_files(out), is_prompt_given=is_prompt_given),

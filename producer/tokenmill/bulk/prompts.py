@@ -1,8 +1,8 @@
 """Makes a request's prompt or messages from a row's fields. Knows no files, no queue and no model.
 
 By default a row's `messages` or `prompt` is used; `column` names another one; `template` is a Jinja2 template over all
-columns, run in Jinja2's sandbox. A prompt goes out as one user message, for the model's own chat template to wrap;
-raw, it goes out as it is.
+columns, run in Jinja2's sandbox. A prompt goes out as one user message, after a system message if there is one, for the
+model's own chat template to wrap; raw, it goes out as it is.
 """
 
 import json
@@ -10,30 +10,57 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from tokenmill.bulk.identity import Recipe
+from tokenmill.bulk.parameters import row_parameters
 from tokenmill.bulk.rows import JSON, Fields
+from tokenmill.bulk.templates import PromptError, TemplateError, compile_template
+
+__all__ = ["PromptError", "Renderer", "TemplateError", "make_renderer", "renderer_of"]
 
 Renderer: TypeAlias = Callable[[Fields], Fields]
 
 
-class PromptError(Exception):
-    """This row gives no prompt; the message says why."""
-
-
-class TemplateError(Exception):
-    """The template itself is at fault, or cannot be used here; the message says what to do."""
-
-
 def renderer_of(recipe: Recipe) -> Renderer:
-    return make_renderer(column=recipe.column, template=recipe.template, is_raw=recipe.is_raw)
+    """All that the recipe says of a row's request: its prompt, and the parameters that it brings along."""
+    render = make_renderer(column=recipe.column, template=recipe.template, system=recipe.system, is_raw=recipe.is_raw)
+    if not recipe.parameters:
+        return render
+    return lambda fields: {**render(fields), **row_parameters(recipe.parameters, fields)}
 
 
-def make_renderer(*, column: str | None = None, template: str | None = None, is_raw: bool = False) -> Renderer:
-    """A function from a row's fields to {"messages": ...} or {"prompt": ...}; it raises PromptError."""
+def make_renderer(
+    *, column: str | None = None, template: str | None = None, system: str | None = None, is_raw: bool = False
+) -> Renderer:
+    """A function from a row's fields to {"messages": ...} or {"prompt": ...}; it raises PromptError.
+
+    TemplateError: the template cannot be used, or a system message was to be sent raw.
+    """
+    if system is not None and is_raw:
+        raise TemplateError("a system message cannot be sent raw: it needs the model's chat template")
+    return _with_system(_prompt_renderer(column, template, is_raw=is_raw), system)
+
+
+def _prompt_renderer(column: str | None, template: str | None, *, is_raw: bool) -> Renderer:
     if template is not None:
-        return _wrapping(_template_text(template), is_raw=is_raw)
+        return _wrapping(compile_template(template), is_raw=is_raw)
     if column is not None:
         return _wrapping(lambda fields: _column(fields, column), is_raw=is_raw)
     return _wrapping(_default, is_raw=is_raw)
+
+
+def _with_system(render: Renderer, system: str | None) -> Renderer:
+    """A row that has a system message of its own keeps it."""
+    if system is None:
+        return render
+
+    def render_with_system(fields: Fields) -> Fields:
+        messages = render(fields)["messages"]
+        turns = messages if isinstance(messages, list) else []
+        first = turns[0] if turns else None
+        if isinstance(first, dict) and first.get("role") in ("system", "developer"):
+            return {"messages": turns}
+        return {"messages": [{"role": "system", "content": system}, *turns]}
+
+    return render_with_system
 
 
 def _wrapping(value_of: Callable[[Fields], JSON], *, is_raw: bool) -> Renderer:
@@ -83,24 +110,3 @@ def _parse_messages(text: str) -> JSON:
 
 def _names(fields: Fields) -> str:
     return ", ".join(map(repr, fields)) or "no columns"
-
-
-def _template_text(source: str) -> Callable[[Fields], JSON]:
-    try:
-        import jinja2
-        import jinja2.sandbox
-    except ModuleNotFoundError as error:
-        raise TemplateError("templates need Jinja2: pip install 'tokenmill[bulk]'") from error
-    environment = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
-    try:
-        template = environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"template, line {error.lineno}: {error.message}") from error
-
-    def render(fields: Fields) -> JSON:
-        try:
-            return template.render(fields)
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise PromptError(f"template: {error}") from error
-
-    return render

@@ -9,6 +9,7 @@ import click
 from tokenmill.bulk.identity import Recipe
 from tokenmill.bulk.inputs import FORMATS
 from tokenmill.bulk.outputs import OUT_FORMATS
+from tokenmill.bulk.parameters import ParameterError, parse_parameters
 from tokenmill.bulk.spec import InputSpec, QueueSpec, RunSpec
 from tokenmill.cli.options import sampling_of, sampling_options
 
@@ -42,8 +43,14 @@ _PROMPTS: tuple[Option, ...] = (
     click.option(
         "--template", metavar="T", help="A Jinja2 template over the row's columns; @FILE reads it from a file."
     ),
+    click.option("--system", metavar="TEXT", help="A system message before each prompt; @FILE reads it from a file."),
     click.option("--raw", "is_raw", is_flag=True, help="Send the prompt as it is, without the model's chat template."),
     sampling_options,
+    click.option(
+        "--params-from",
+        metavar="COLUMN,...",
+        help="Columns that hold a row's own parameters: max_tokens,temperature=heat or one that holds an object.",
+    ),
     click.option(
         "--samples",
         type=click.IntRange(1, 1_000),
@@ -125,19 +132,29 @@ def _check(options: Mapping[str, Any]) -> None:
 def _recipe(options: Mapping[str, Any], *, model: str | None) -> Recipe:
     return Recipe(
         column=options["column"],
-        template=_template(options["template"]),
+        template=_text(options, "template"),
+        system=_text(options, "system"),
         is_raw=options["is_raw"],
         model=model,
         dtype=options.get("dtype"),
         sampling=sampling_of(options),
+        parameters=_parameters(options["params_from"]),
         id_column=options["id_column"],
     )
 
 
-def _template(template: str | None) -> str | None:
-    if template is None or not template.startswith("@"):
-        return template
+def _text(options: Mapping[str, Any], name: str) -> str | None:
+    text: str | None = options[name]
+    if text is None or not text.startswith("@"):
+        return text
     try:
-        return Path(template[1:]).read_text(encoding="utf-8")
+        return Path(text[1:]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--template {template}: {error}") from error
+        raise click.UsageError(f"--{name} {text}: {error}") from error
+
+
+def _parameters(text: str | None) -> dict[str, str]:
+    try:
+        return parse_parameters(text.split(",")) if text is not None else {}
+    except ParameterError as error:
+        raise click.UsageError(f"--params-from: {error}") from error

@@ -53,16 +53,17 @@ def random_kills(num: int, *, seed: int) -> list[Kill]:
 class BulkProcess:
     """`tokenmill bulk run` with these options; its words are kept in a log beside the output."""
 
-    def __init__(self, rows: Path, out: Path, *options: object) -> None:
+    def __init__(self, rows: Path, out: Path, *options: object, env: dict[str, str] | None = None) -> None:
         self.out = out
         self._command = command("bulk", "run", rows, "--out", out, *options)
         self._log = out.with_suffix(".log")
+        self._env = environment(env)
         self.process = self._start()
         self.peak_rss_kib = 0
 
     def _start(self) -> "subprocess.Popen[bytes]":
         with self._log.open("ab") as log:
-            return subprocess.Popen(self._command, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return subprocess.Popen(self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     @property
     def log(self) -> str:

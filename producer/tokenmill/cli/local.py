@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from tokenmill.wire.errors import TokenmillError
 
 LOCAL_QUEUE = "default"
 STOP_GRACE_S = 3.0  # the server goes away next, so there is nothing that a longer drain could save
-MAX_RESTARTS = 3  # of a worker that had served and died; its rows are taken over by the next one
+MAX_RESTARTS = 3  # of a worker that had served and died; its rows are taken over by the next one ...
+RESTART_SPAN_S = 600.0  # ... within so long: a run of days may see more than three
 READY_POLL_S = 0.05
 
 
@@ -44,7 +46,7 @@ class LocalWorker:
         self._arguments = ["--redis", url, *arguments]
         self._is_serving = is_serving
         self._has_served = False
-        self._num_restarts = 0
+        self._restarts_s: deque[float] = deque(maxlen=MAX_RESTARTS)
         self._child = _start_worker(self._arguments, log=log)
 
     def check(self) -> None:
@@ -52,10 +54,14 @@ class LocalWorker:
         self._has_served = self._has_served or self._is_serving()
         if self._child.poll() is None:
             return
-        if not self._has_served or self._num_restarts == MAX_RESTARTS:
+        if not self._has_served or self._is_hopeless():
             raise LocalWorkerError(f"the local worker {_fate(self._child)}: {self._last_line()}", log=self._log)
-        self._num_restarts += 1
+        self._restarts_s.append(time.monotonic())
         self._child = _start_worker(self._arguments, log=self._log)
+
+    def _is_hopeless(self) -> bool:
+        recent = [at_s for at_s in self._restarts_s if time.monotonic() - at_s < RESTART_SPAN_S]
+        return len(recent) == MAX_RESTARTS
 
     def wait_ready(self) -> None:
         """Returns once the worker takes requests; LocalWorkerError when it cannot."""

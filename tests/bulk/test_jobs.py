@@ -90,6 +90,17 @@ def test_a_glob_may_not_lead_out_of_the_shared_folder_by_a_link(tmp_path: Path) 
         local(spec, files)
 
 
+def test_a_folder_may_not_lead_out_by_a_link_in_it_and_stdin_stays_here(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    (files / "rows").mkdir(parents=True)
+    (tmp_path / "secret.jsonl").write_text("{}")
+    (files / "rows" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(PlaceError, match="leaves --files"):
+        local(RunSpec(input=InputSpec(paths=("rows",)), out="out.jsonl"), files)
+    with pytest.raises(PlaceError, match="write it to a file"):
+        portable(RunSpec(input=InputSpec(paths=("-",)), out="out.jsonl"), None)
+
+
 def test_a_relative_path_needs_the_folder_it_is_relative_to() -> None:
     with pytest.raises(PlaceError, match="start this bulk worker with --files"):
         local(replace(make_spec(), out="out.jsonl"), None)

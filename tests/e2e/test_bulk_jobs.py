@@ -314,14 +314,17 @@ def test_failed_rows_of_a_queued_run_are_tried_again_and_no_others(url: str, boa
     assert num_lines(out) == 6
 
 
-def test_finished_rows_are_exported_while_the_run_goes_on(tmp_path: Path) -> None:
-    out, target = tmp_path / "out.jsonl", tmp_path / "so-far.jsonl"
-    (tmp_path / "out.jsonl.tokenmill").mkdir()
-    out.write_text('{"row_hash": "a"}\n{"row_hash": "b"}\n{"row_ha')
-    exported = tokenmill("bulk", "export", out, "--to", target)
-    assert exported.returncode == 0, exported.stderr
-    assert target.read_text() == '{"row_hash": "a"}\n{"row_hash": "b"}\n'
-    assert "2 rows" in exported.stderr
+def test_finished_rows_are_exported_in_any_format_while_the_run_goes_on(url: str, tmp_path: Path) -> None:
+    questions, out = write_questions(tmp_path, 3), tmp_path / "out.jsonl"
+    assert tokenmill("bulk", "run", questions, "--out", out, *OPTIONS, "--redis", url).returncode == 0
+    whole = out.read_bytes()
+    out.write_bytes(whole + b'{"row_ha')
+    for name in ("so-far.jsonl", "so-far.csv"):
+        exported = tokenmill("bulk", "export", out, "--to", tmp_path / name)
+        assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "so-far.jsonl").read_bytes() == whole
+    assert "question 2" in (tmp_path / "so-far.csv").read_text()
+    assert tokenmill("bulk", "export", out, "--to", "-").stdout.encode() == whole
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from tokenmill.bulk.inputs.places import STDIN, is_url
 from tokenmill.bulk.spec import RunSpec
 
 MAX_STEM_CHARS = 40
@@ -40,7 +41,9 @@ def local(spec: RunSpec, files: Path | None) -> RunSpec:
 
 
 def _portable_path(path: str, files: Path | None) -> str:
-    if _is_url(path):
+    if path == STDIN:
+        raise PlaceError("a run that others execute cannot read this stdin: write it to a file first")
+    if is_url(path):
         if files is not None:
             raise PlaceError(f"{path} is not below --files {files}")
         return path
@@ -52,15 +55,16 @@ def _portable_path(path: str, files: Path | None) -> str:
 
 def _local_path(path: str, files: Path | None) -> str:
     if files is None:
-        if not _is_url(path) and not Path(path).is_absolute():
+        if not is_url(path) and not Path(path).is_absolute():
             raise PlaceError(f"{path} is relative to a shared folder: start this bulk worker with --files DIR")
         return path
-    if _is_url(path) or Path(path).is_absolute():
+    if is_url(path) or Path(path).is_absolute():
         raise PlaceError(f"{path} is not below --files: this bulk worker touches nothing else; submit with --files too")
     root = files.resolve()
     target = _below(root, root / path, files)
     for match in glob.iglob(str(target), recursive=True):
-        _below(root, Path(match), files)
+        for file in (Path(match), *Path(match).rglob("*")):  # a folder is read with all that is in it
+            _below(root, file, files)
     return str(target)
 
 
@@ -70,7 +74,3 @@ def _below(root: Path, path: Path, files: Path) -> Path:
     if not target.is_relative_to(root):
         raise PlaceError(f"{path} leaves --files {files}")
     return target
-
-
-def _is_url(path: str) -> bool:
-    return "://" in path

@@ -1,5 +1,6 @@
 """`tokenmill bulk export`: the finished rows of a run, also while it goes on. Knows no queue."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import BinaryIO
 
 import click
 
-from tokenmill.bulk.output import folder_of
+from tokenmill.bulk.output import OutputError, folder_of
+from tokenmill.bulk.outputs import OUT_FORMATS, RunRows, out_format_of, paths_of, write_output
+from tokenmill.bulk.rows import InputError
+from tokenmill.bulk.spec import InputSpec, RunSpec, SpecError
 from tokenmill.cli.bulk.board import board_options, open_board, run_argument
 from tokenmill.cli.exits import fail, with_exit_codes
 
@@ -19,26 +23,54 @@ from tokenmill.cli.exits import fail, with_exit_codes
 
         \b
         tokenmill bulk export answers.jsonl --to so-far.jsonl
+        tokenmill bulk export answers.jsonl --to so-far.parquet
         tokenmill bulk export answers-1f2e3d4c --files /data --to - | wc -l
 
-        A file is replaced as a whole: who reads it sees the rows of one moment. Half a line is never copied.
+        The format is told by the name of --to, or by --format. A file is replaced as a whole: who reads it sees the
+        rows of one moment.
         """,
         "0 written, 1 no such run or file, or it cannot be written, 2 wrong usage, 3 no server",
     ),
 )
 @run_argument
-@click.option("--to", "target", required=True, metavar="FILE|-", help="Where they go; - is stdout.")
+@click.option("--to", "target", required=True, metavar="FILE|-", help="Where they go; - is stdout, as JSONL.")
+@click.option("--format", "out_format", type=click.Choice(OUT_FORMATS), help="By default as the name of --to says.")
 @board_options
-def export_command(run: str, target: str, redis_url: str, rq_url: str | None, files: Path | None) -> None:
-    source = Path(run) if folder_of(Path(run)).exists() else _out_of(run, redis_url, rq_url, files)
+def export_command(
+    run: str, target: str, out_format: str | None, redis_url: str, rq_url: str | None, files: Path | None
+) -> None:
+    out = Path(run) if folder_of(Path(run)).exists() else _out_of(run, redis_url, rq_url, files)
     try:
         if target == "-":
-            _copy_lines(source, sys.stdout.buffer)
-            return
-        num_rows = _replace(source, Path(target))
+            _copy_lines(_rows_of(out).rows, sys.stdout.buffer)
+        else:
+            _write(_rows_of(out), Path(target), out_format)
     except OSError as error:
         fail(f"{error.filename or target}: {error.strerror}")
-    click.echo(f"{num_rows} rows -> {target}", err=True)
+    except (OutputError, InputError) as error:
+        fail(str(error))
+
+
+def _write(rows: RunRows, target: Path, out_format: str | None) -> None:
+    out_format = out_format_of(RunSpec(input=InputSpec(paths=()), out=str(target), out_format=out_format))
+    if target.exists() and target.samefile(rows.rows):
+        raise click.UsageError("--to is the run's own file")
+    if out_format == "jsonl":
+        _replace(rows.rows, target)
+    else:
+        write_output(rows, target, out_format)
+    click.echo(f"tokenmill: what is done so far -> {target}", err=True)
+
+
+def _rows_of(out: Path) -> RunRows:
+    """The run's own rows, wherever the format that was asked for has put them."""
+    try:
+        manifest = json.loads((folder_of(out) / "manifest.json").read_bytes())
+        spec = RunSpec.from_json(manifest["spec"])
+        paths = paths_of(out, out_format_of(spec))
+        return RunRows(paths.rows, paths.errors, model=spec.recipe.model, created=int(manifest.get("created") or 0))
+    except (OSError, ValueError, KeyError, TypeError, SpecError) as error:
+        raise OutputError(f"{out} is no output of a run: {error}") from error
 
 
 def _out_of(run: str, redis_url: str, rq_url: str | None, files: Path | None) -> Path:
@@ -48,25 +80,17 @@ def _out_of(run: str, redis_url: str, rq_url: str | None, files: Path | None) ->
     return (files or Path()) / out
 
 
-def _replace(source: Path, target: Path) -> int:
-    if target.exists() and target.samefile(source):
-        raise click.UsageError("--to is the run's own file")
+def _replace(source: Path, target: Path) -> None:
     draft = target.with_name(f".{target.name}.new")
     with draft.open("wb") as file:
-        num_rows = _copy_lines(source, file)
+        _copy_lines(source, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, target)
-    return num_rows
 
 
-def _copy_lines(source: Path, target: BinaryIO) -> int:
-    """Whole lines alone; how many."""
-    num_rows = 0
+def _copy_lines(source: Path, target: BinaryIO) -> None:
+    """Whole lines alone."""
     with source.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                target.write(line)
-                num_rows += 1
+        target.writelines(line for line in file if line.endswith(b"\n"))
     target.flush()
-    return num_rows

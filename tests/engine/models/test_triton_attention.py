@@ -1,15 +1,23 @@
 """The Triton kernels, run by Triton's interpreter on the CPU, against the attention written as the formula reads."""
 
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenmill_worker.engine import Engine, EngineConfig, SamplingParams
 from tokenmill_worker.engine.attention import AttentionSpec, AttentionStep, KVPages, activate, attention, rope_attention
+from tokenmill_worker.engine.attention.triton import flash
 from tokenmill_worker.engine.attention.triton.backend import TritonBackend
 from tokenmill_worker.engine.attention.triton.device import INTERPRETER, Device
-from tokenmill_worker.engine.attention.triton.plan import TABLE_ALIGNMENT, DeviceRows, decode_step
+from tokenmill_worker.engine.attention.triton.plan import TABLE_ALIGNMENT, DeviceRows, Prompts, decode_step
 from torch import Tensor
+from torch.nn import functional as F
 
 from tests.engine.models.test_attention import Case, Shape, make_case, run
 from tests.engine.models.test_cpu_attention import assert_close, poisoned_beyond, rotate, rows, shapes, specs
@@ -17,6 +25,7 @@ from tests.engine.models.test_cpu_attention import assert_close, poisoned_beyond
 MANY_SPLITS = Device(num_processors=12, shared_bytes=INTERPRETER.shared_bytes)
 # (context, tokens of this step): a whole prompt, a chunk with history, decoding on, before and behind a page's edge
 MIXED = [(40, 40), (70, 7), (33, 1), (32, 1), (1, 1)]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
 SPECS = {
     "plain": AttentionSpec(0.25),
     "window": AttentionSpec(0.25, window=17),
@@ -121,3 +130,67 @@ def test_it_agrees_with_the_reference_on_random_steps(
     spec, device = data.draw(specs(shape.heads, shape.key_dim)), data.draw(st.sampled_from([INTERPRETER, MANY_SPLITS]))
     case = make_case(rows, shape, dtype)
     assert_close(run_triton(case, spec, device), run("reference", case, spec))
+
+
+def by_sdpa(query: Tensor, key: Tensor, value: Tensor, prompts: Prompts, spec: AttentionSpec) -> Tensor:
+    """What FlashAttention computes, on a CPU, from the very arguments that it is given."""
+    result = torch.empty_like(query)
+    ends = prompts.starts.tolist()
+    assert prompts.longest == max(end - start for start, end in pairwise(ends))
+    for start, end in pairwise(ends):
+        q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
+        own = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=True)
+        result[start:end] = own.transpose(0, 1)
+    return result
+
+
+@pytest.mark.parametrize(
+    "rows", [[(34, 34), (3, 3)], [(1, 1), (34, 34), (3, 3), (40, 2), (5, 5)]], ids=["prompts alone", "in company"]
+)
+def test_whole_prompts_go_to_flash_attention(rows: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "attend", by_sdpa)
+    case, spec = make_case(rows, Shape(), torch.bfloat16), AttentionSpec(0.25)
+    pages = KVPages(*(part.clone() for part in case.pages))
+    with torch.inference_mode(), activate(case.step, TritonBackend(has_flash=True)):
+        result = attention(case.query, case.key, case.value, pages, spec)
+    assert_close(result, run("reference", case, spec))
+
+
+def test_flash_attention_takes_what_it_knows() -> None:
+    query, key = torch.zeros(1, 4, 64, dtype=torch.bfloat16), torch.zeros(1, 2, 64, dtype=torch.bfloat16)
+    assert flash.knows(query, key, key, AttentionSpec(1.0, window=7))
+    assert not flash.knows(query, key, key, AttentionSpec(1.0, softcap=3.0))
+    assert not flash.knows(query, key, key, AttentionSpec(1.0, sinks=torch.zeros(4)))
+    assert not flash.knows(query, key, key[..., :32], AttentionSpec(1.0))
+    assert not flash.knows(query.float(), key.float(), key.float(), AttentionSpec(1.0))
+
+
+def test_this_torch_has_flash_attention_with_the_arguments_used() -> None:
+    assert not flash.missing_arguments()
+    assert "CUDA" in flash.objection(torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
+def test_a_model_gives_the_tokens_of_the_reference(architecture: str, tiny_checkpoint: Callable[[str], Path]) -> None:
+    """Past the load guard and tier 1's checks, with a prompt in chunks over a page's edge."""
+    prompts = [[*range(3, 35)], [5, 6, 7]]
+    by_backend = []
+    for backend in ("triton", "reference"):
+        engine = Engine(tiny_config(str(tiny_checkpoint(architecture)), backend))
+        by_backend.append([output.token_ids for output in engine.generate(prompts, GREEDY)])
+        assert engine.computing["attention_backend"] == backend
+        engine.close()
+    assert by_backend[0] == by_backend[1]
+
+
+def tiny_config(model: str, backend: Literal["triton", "reference"]) -> EngineConfig:
+    return EngineConfig(
+        model=model,
+        dtype="float32",
+        device="cpu",
+        max_num_seqs=2,
+        max_num_batched_tokens=24,
+        kv_cache_tokens=256,
+        attention_backend=backend,
+    )

@@ -6,7 +6,15 @@ from tokenmill_worker.engine.attention.backend import AttentionSpec, KVPages
 from tokenmill_worker.engine.attention.step import AttentionStep
 from tokenmill_worker.engine.attention.triton import flash, launch
 from tokenmill_worker.engine.attention.triton.device import Device, device_of
-from tokenmill_worker.engine.attention.triton.plan import DecodePlan, Plan, Prompts, Tiles, plan_of
+from tokenmill_worker.engine.attention.triton.plan import (
+    DecodePlan,
+    DeviceRows,
+    Plan,
+    Prompts,
+    Tiles,
+    decode_step,
+    plan_of,
+)
 from tokenmill_worker.engine.attention.triton.tiling import chunk_tiling, decode_tiling
 
 
@@ -22,6 +30,10 @@ class TritonBackend:
         self.note = note
         self._has_flash = has_flash
         self._device = device
+
+    def decode_step(self, rows: DeviceRows) -> AttentionStep:
+        """One token a row, all of it read from these tensors; for this backend only."""
+        return decode_step(rows)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec

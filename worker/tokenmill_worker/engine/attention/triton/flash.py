@@ -49,7 +49,7 @@ def objection(device: torch.device) -> str:
     """Why it cannot be used here; empty where it computes what it should. Waits for the device."""
     if device.type != "cuda":
         return "it runs on CUDA devices only"
-    if missing := _missing_arguments():
+    if missing := missing_arguments():
         return f"this torch's _flash_attention_forward has no {', '.join(missing)}"
     try:
         differs = max(_difference(device, window) for window in (None, _WINDOW))
@@ -58,7 +58,7 @@ def objection(device: torch.device) -> str:
     return "" if differs <= TOLERANCE else f"its result differs by {differs:.2g}"
 
 
-def _missing_arguments() -> list[str]:
+def missing_arguments() -> list[str]:
     schema = torch.ops.aten._flash_attention_forward.default._schema
     names = [argument.name for argument in schema.arguments]
     return [name for name in ARGUMENTS if name not in names[: len(ARGUMENTS)]] + [

@@ -228,6 +228,9 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         quantization=settings.quantization,
         overlap=settings.overlap,
         tensor_parallel_size=settings.tensor_parallel_size,
+        cuda_graphs=settings.cuda_graphs,
+        compile_layers=settings.compile_layers,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
         trust_remote_code=settings.trust_remote_code,
         cache_dir=settings.cache_dir,
     )

@@ -66,6 +66,13 @@ class WorkerSettings(BaseSettings):
     overlap: Literal["auto"] | bool = Field(
         "auto", description="launch a step before the last one is read; same results; auto is on for a GPU"
     )
+    cuda_graphs: bool = Field(True, description="on a GPU, replay decode steps as captured graphs; same results")
+    compile_layers: bool = Field(
+        False, description="torch.compile each decoder layer (tier 0); minutes at the start for shorter steps"
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of a GPU's memory for weights, activations and the KV pool"
+    )
     num_threads: int | None = Field(
         None, ge=1, description="threads of the model's operations on a CPU; one for each usable core if unset"
     )

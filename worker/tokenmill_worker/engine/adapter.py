@@ -29,6 +29,7 @@ from tokenmill_worker.engine.attention import (
 )
 from tokenmill_worker.engine.batch import PAGE_SIZE, PackedBatch
 from tokenmill_worker.engine.kv_pool import KVPool, LayerShape
+from tokenmill_worker.engine.transfer import to_device
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # (token ids [T], positions [T], keep [S]) -> logits [S, V]
 
@@ -78,14 +79,21 @@ class Adapter:
             module._kv = pool.layers[layer]  # type: ignore[assignment]  # plain data: no parameter, no buffer
 
     @torch.inference_mode()
-    def logits(self, batch: PackedBatch, keep: np.ndarray) -> Tensor:
-        """The packed forward: logits [len(keep), V] after the tokens at indexes `keep` of the run. Fills the slots."""
+    def logits(self, batch: PackedBatch, keep: np.ndarray, last: Tensor | None = None) -> Tensor:
+        """The packed forward: logits [len(keep), V] after the tokens at indexes `keep` of the run. Fills the slots.
+
+        `last`: what the step before drew, on the device, for the tokens that are carried from there.
+        """
         assert self._pool is not None, "bind a pool first"
         packed = np.stack([batch.token_ids, batch.positions, batch.slots]).astype(np.int64)
-        token_ids, positions, slots = torch.as_tensor(packed).to(self.device)  # one transfer for all three
-        self._prepare_pages(batch)
+        token_ids, positions, slots = to_device(packed, self.device)  # one transfer for all three
+        if batch.carried:
+            assert last is not None, "a step carries tokens, but none was launched before it"
+            tokens, samples = to_device(np.stack(batch.carried).astype(np.int64), self.device)
+            token_ids[tokens] = last[samples]
+        self.prepare_pages(batch)
         step = AttentionStep.of(batch, slots)
-        kept = torch.as_tensor(keep.astype(np.int64), device=self.device)
+        kept = to_device(keep.astype(np.int64), self.device)
         return self.run(token_ids, positions, kept, step, self.backend)
 
     def run(self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: AttentionStep, backend: Backend) -> Tensor:
@@ -103,16 +111,17 @@ class Adapter:
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
             return logits
 
-    def _prepare_pages(self, batch: PackedBatch) -> None:
+    def prepare_pages(self, batch: PackedBatch) -> None:
+        """Copies and clears that must be done before anything is written."""
         assert self._pool is not None
         if batch.page_copies:
-            sources, targets = torch.as_tensor(list(batch.page_copies), device=self.device).unbind(1)
+            sources, targets = to_device(np.array(batch.page_copies), self.device).unbind(1)
             self._pool.copy(sources, targets)
         if not self._needs_clean_pages:
             return
         begun = batch.slots[batch.slots % PAGE_SIZE == 0] // PAGE_SIZE
         if len(begun):
-            self._pool.clear(torch.as_tensor(begun.astype(np.int64), device=self.device))
+            self._pool.clear(to_device(begun.astype(np.int64), self.device))
 
     def _forward(self, token_ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
         selected: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}

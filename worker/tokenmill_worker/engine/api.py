@@ -136,6 +136,9 @@ class EngineConfig:
     `overlap`: launch a step before the one before it is read; the results are the same. auto does on a GPU.
     `tensor_parallel_size`: processes that share the model, all started by torchrun. On rank 0 an Engine is as ever; on
     the others its constructor serves rank 0 and then ends the process.
+    `cuda_graphs`: capture decode steps on a GPU, where they are launched ahead and the attention backend allows it.
+    `compile_layers`: let torch.compile make each decoder layer faster; takes minutes at the start.
+    `gpu_memory_utilization`: the share of the device's memory that weights, activations and the KV pool may take.
     """
 
     model: str = "smollm2"
@@ -152,6 +155,9 @@ class EngineConfig:
     quantization: Literal["w8a8", "w8a16"] | None = None
     overlap: Literal["auto"] | bool = "auto"
     tensor_parallel_size: int = 1
+    cuda_graphs: bool = True
+    compile_layers: bool = False
+    gpu_memory_utilization: float = 0.9
     trust_remote_code: bool = False
     cache_dir: str | None = None
 
@@ -160,6 +166,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EngineError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise EngineError(
+                f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

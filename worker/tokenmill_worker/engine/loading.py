@@ -20,11 +20,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from tokenmill_worker.engine import checkpoint, guard, length_limit, sizing, surgery
+from tokenmill_worker.engine import checkpoint, compilation, guard, length_limit, sizing, surgery
 from tokenmill_worker.engine.adapter import Adapter
 from tokenmill_worker.engine.api import EngineConfig, ModelError
 from tokenmill_worker.engine.attention import backend_named
 from tokenmill_worker.engine.batch import Loaded, Tokenizer
+from tokenmill_worker.engine.decoder import decoder_for
 from tokenmill_worker.engine.model_runner import ModelRunner
 from tokenmill_worker.engine.parallel import sharding
 from tokenmill_worker.engine.parallel.ranks import Ranks
@@ -73,10 +74,13 @@ def _runner(ready: Ready, config: EngineConfig, ranks: Ranks | None) -> ModelRun
     """What the engine runs its batches on. On a rank that follows this does not return: it serves, then exits."""
     adapter = ready.adapter
     max_model_len = length_limit.max_model_len(_limit(adapter), requested=config.max_model_len)
+    if config.compile_layers:
+        compilation.compile_layers(adapter)
     num_pages = sizing.num_pages(adapter, config, max_model_len=max_model_len)
     sizes = {"num_pages": num_pages, "max_model_len": max_model_len}
     if ranks is None:
-        return ModelRunner(adapter, **sizes, fingerprint=ready.fingerprint)
+        decoder = decoder_for(adapter, config, max_model_len=max_model_len)
+        return ModelRunner(adapter, **sizes, fingerprint=ready.fingerprint, decoder=decoder)
     if ranks.is_leader:
         return LeadingRunner(adapter, ranks, **sizes, fingerprint=ready.fingerprint)
     follow(adapter, ranks, num_pages=num_pages)

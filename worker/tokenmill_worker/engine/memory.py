@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,6 +13,22 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(_machine_bytes(), *_container_bytes())
+
+
+def usable_bytes(free: int, total: int, *, utilization: float) -> int:
+    """What is left of that share of a device's memory which the engine may take; others' memory is not ours."""
+    return max(0, free - int(total * (1 - utilization)))
+
+
+@contextmanager
+def returned_memory() -> Iterator[None]:
+    """When the device has no memory left inside, what torch holds for later is given back before anybody tries again:
+    it may be there, in pieces that are too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()  # nothing, where there is no CUDA
+        raise
 
 
 def _machine_bytes() -> int:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenmill_worker.engine.api import Logprobs, RowError
-from tokenmill_worker.engine.batch import Bools, Draws, Ids, SampleRow, Samples
+from tokenmill_worker.engine.batch import Bools, Draws, Floats, Ids, SampleRow, Samples
+from tokenmill_worker.engine.transfer import to_device
 from tokenmill_worker.engine.uniform import uniforms
 
 NUM_CANDIDATES = (256, 4096)  # 0.2 and 1 ms a row for a vocabulary of 49,152 on one core; a full sort takes 4.5 ms
@@ -98,8 +99,8 @@ def _edited(raw: Tensor, samples: Samples, where: Places) -> Tensor:
         return raw
     logits = raw.clone()
     for edit in edits:
-        token_ids = torch.as_tensor(edit.token_ids.astype(np.int64), device=raw.device)
-        shift = torch.as_tensor(edit.shift, dtype=torch.float32, device=raw.device)
+        token_ids = to_device(edit.token_ids.astype(np.int64), raw.device)
+        shift = to_device(np.asarray(edit.shift, dtype=np.float32), raw.device)
         old = logits[edit.row, token_ids]
         logits[edit.row, token_ids] = torch.where(old > 0, old / edit.factor, old * edit.factor) + shift
     return logits
@@ -130,11 +131,14 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, samples: Samples, where: Places, device: torch.device) -> "Settings":
-        draws = uniforms(samples.seeds[where], samples.positions[where])
-        table = np.column_stack([samples.settings[where], draws])
+        table = settings_table(samples, where)
         table[:, 0] = np.maximum(table[:, 0], COLDEST)
-        columns = torch.as_tensor(table, device=device).unsqueeze(-1)  # [S, 5, 1]
-        return cls(*columns.unbind(1))
+        return cls.on_device(table, device)
+
+    @classmethod
+    def on_device(cls, table: Floats, device: torch.device) -> "Settings":
+        """Of the columns of `settings_table`."""
+        return cls(*to_device(table, device).unsqueeze(-1).unbind(1))
 
     def take(self, rows: Tensor) -> "Settings":
         return Settings(*(column.index_select(0, rows) for column in self))
@@ -142,6 +146,12 @@ class Settings(NamedTuple):
     @property
     def are_filtering(self) -> Tensor:
         return (self.top_k < torch.inf) | (self.top_p < 1) | (self.min_p > 0)
+
+
+def settings_table(samples: Samples, where: Places) -> Floats:
+    """[S, 5]: what the parameters say, and the uniforms."""
+    table: Floats = np.column_stack([samples.settings[where], uniforms(samples.seeds[where], samples.positions[where])])
+    return table
 
 
 class Candidates(NamedTuple):
@@ -219,13 +229,27 @@ def _logprobs(raw: Tensor, token_ids: Ids, asked: Mapping[int, int | None]) -> d
     if not asking:
         return {}
     where = [index for index, _ in asking]
-    logits = raw.index_select(0, torch.as_tensor(where, device=raw.device)).float()
+    logits = raw.index_select(0, torch.as_tensor(where, device=raw.device))
+    own = torch.as_tensor(token_ids[where], device=raw.device)
+    told = told_logprobs(logits, own, max(num for _, num in asking))
+    return assembled_logprobs(where, dict(asking), *(part.cpu().numpy() for part in told))
+
+
+def told_logprobs(raw: Tensor, token_ids: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:
+    """raw [S, V], token_ids [S] -> the tokens' logprobs [S], the `num` likeliest tokens and theirs [S, num]."""
+    logits = raw.float()
     total = logits.logsumexp(-1, keepdim=True)
-    own = torch.as_tensor(token_ids[where], device=raw.device)[:, None]
-    chosen = (logits.gather(1, own) - total)[:, 0].tolist()
-    values, ids = logits.topk(min(max(num for _, num in asking), logits.shape[1]), dim=-1)
-    tops = zip(ids.tolist(), (values - total).tolist(), strict=True)
+    values, ids = logits.topk(min(num, logits.shape[1]), dim=-1)
+    return (logits.gather(1, token_ids[:, None]) - total)[:, 0], ids, values - total
+
+
+def assembled_logprobs(
+    where: Sequence[int], asked: Mapping[int, int | None], chosen: np.ndarray, ids: np.ndarray, values: np.ndarray
+) -> dict[int, Logprobs]:
+    """Of the samples at `where`, for those in `asked`."""
+    columns = zip(where, chosen.tolist(), ids.tolist(), values.tolist(), strict=True)
     return {
-        index: Logprobs(logprob, tuple(zip(top_ids[:num], top_values[:num], strict=True)))
-        for (index, num), logprob, (top_ids, top_values) in zip(asking, chosen, tops, strict=True)
+        index: Logprobs(logprob, tuple(zip(top_ids[: asked[index]], top_values[: asked[index]], strict=True)))
+        for index, logprob, top_ids, top_values in columns
+        if index in asked
     }

@@ -39,6 +39,8 @@ class FakePost:
         publications: Sequence[Publication],
         finishes: Sequence[Finish],
         retries: Sequence[Held] = (),
+        *,
+        wants_cancels: bool = True,
     ) -> Receipt:
         with self.lock:
             if self.num_outages:
@@ -49,7 +51,7 @@ class FakePost:
                 published=[self._fault(p.request_id) or self._publish(p) for p in publications],
                 finished=[self._fault(f.request_id) or self._finish(f) for f in finishes],
                 retried=[self._retry(held) for held in retries],
-                cancelled=self.cancelled,
+                cancelled=self.cancelled if wants_cancels else (),
             )
             if self.num_lost_replies and (publications or finishes):
                 self.num_lost_replies -= 1

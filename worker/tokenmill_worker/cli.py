@@ -3,6 +3,7 @@
 Apart from the wire contract it knows one thing of the producer's package: the embedded server, and only when asked.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -113,6 +114,7 @@ def serve(settings: WorkerSettings, url: str) -> bool:
     engine = Engine(_engine_config(settings))
     try:
         serving = assemble(engine, settings, url)
+        gc.freeze()  # what is there now stays: no collection needs to look at it again
         with _stopped_by_signals(serving):
             serving.run()
     finally:

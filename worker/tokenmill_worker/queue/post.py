@@ -44,18 +44,22 @@ class ServerPost:
         publications: Sequence[Publication],
         finishes: Sequence[Finish],
         retries: Sequence[Held] = (),
+        *,
+        wants_cancels: bool = True,
     ) -> Receipt:
         publish = _Part(partial(self._transitions.publish, worker), publications)
         finish = _Part(partial(self._transitions.finish, worker), finishes)
         retry = _Part(partial(self._transitions.retry, worker), retries)
-        calls: list[Call[Any]] = [*publish.calls(), *finish.calls(), *retry.calls(), self._transitions.cancels(worker)]
-        *outcomes, renewal = self._store.attempt(calls)
+        calls: list[Call[Any]] = [*publish.calls(), *finish.calls(), *retry.calls()]
+        if wants_cancels:
+            calls.append(self._transitions.cancels(worker))
+        outcomes = self._store.attempt(calls)
         left = iter(outcomes)
         return Receipt(
             published=publish.answers(self._store, left),
             finished=finish.answers(self._store, left),
             retried=retry.answers(self._store, left),
-            cancelled=_cancelled(renewal),
+            cancelled=_cancelled(outcomes[-1]) if wants_cancels else (),
         )
 
     def condemn(self, tenure: Tenure, error: Exception) -> bool:

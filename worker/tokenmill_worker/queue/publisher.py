@@ -52,6 +52,8 @@ class Post(Protocol):
         publications: Sequence[Publication],
         finishes: Sequence[Finish],
         retries: Sequence[Held] = (),
+        *,
+        wants_cancels: bool = True,
     ) -> Receipt: ...
 
     def condemn(self, tenure: Tenure, error: Exception) -> bool:
@@ -150,10 +152,12 @@ class Publisher(Service):
         with self._news:
             if not self._outboxes:
                 self._news.wait_for(lambda: self._inbox or self._stopping.is_set())
-            pause_s = max(0.0, self._next_flush_s - time.monotonic())
-            self._news.wait_for(lambda: self._is_urgent or self._stopping.is_set(), timeout=pause_s)
-            rest_s = max(0.0, self._rested_s - time.monotonic())
-            self._news.wait_for(self._stopping.is_set, timeout=rest_s)
+            pause_s = self._next_flush_s - time.monotonic()
+            if pause_s > 0:
+                self._news.wait_for(lambda: self._is_urgent or self._stopping.is_set(), timeout=pause_s)
+            rest_s = self._rested_s - time.monotonic()
+            if rest_s > 0:
+                self._news.wait_for(self._stopping.is_set, timeout=rest_s)
             self._is_urgent = False
 
     def _flush(self, *, is_last: bool = False) -> None:
@@ -219,6 +223,7 @@ class Publisher(Service):
             [box.publication() for box in due],
             [box.finish() for box in ended],
             [Held(box.tenure.request_id, box.tenure.fence) for box in failed],
+            wants_cancels=bool(growing),  # else nothing runs that could be cancelled
         )
         self._holdings.cancel(receipt.cancelled)
         troubles = [

@@ -54,11 +54,12 @@ class Transitions:
     def __init__(self, keys: Keys, *, max_depth: int = MAX_DEPTH) -> None:
         self.keys = keys
         self.max_depth = max_depth
+        self._lanes = tuple(keys.lane(lane) for lane in Lane)
 
     def submit(self, submissions: Sequence[Submission]) -> Call[list[SubmitReply]]:
         """Accept new requests; one reply each, in order."""
         _check_count(submissions)
-        keys = [self.keys.deadlines, self.keys.not_before, *self._lanes()]
+        keys = [self.keys.deadlines, self.keys.not_before, *self._lanes]
         args: list[Argument] = [self.max_depth, BUSY_RETRY_AFTER_MS, len(submissions)]
         for new in submissions:
             keys += self._job(new.request_id, new.group)
@@ -72,7 +73,7 @@ class Transitions:
 
     def register(self, worker: str, info: Mapping[str, str], ttl_ms: int) -> Call[None]:
         """Take a lease under a name never used before. FencedError: the name is being reaped, take another."""
-        keys = [self.keys.workers, self.keys.dead_workers, self.keys.worker_info(worker), *self._lanes()]
+        keys = [self.keys.workers, self.keys.dead_workers, self.keys.worker_info(worker), *self._lanes]
         return _call("register", keys, [worker, ttl_ms, _info_ttl_ms(ttl_ms), *_fields(info)], _nothing)
 
     def renew(self, worker: str, ttl_ms: int) -> Call[Renewal]:
@@ -95,7 +96,7 @@ class Transitions:
         `fingerprint` of weights + tokenizer + template: tokens told under another one are reset here, atomically.
         """
         _check_count(claims)
-        keys = [self.keys.workers, self.keys.deadlines, self.keys.not_before, self.keys.dead, *self._lanes()]
+        keys = [self.keys.workers, self.keys.deadlines, self.keys.not_before, self.keys.dead, *self._lanes]
         args: list[Argument] = [worker, fingerprint, GROUP_TTL_S, DEAD_MAXLEN, len(claims)]
         for claim in claims:
             keys += self._job(claim.request_id, claim.group)
@@ -115,7 +116,7 @@ class Transitions:
     def finish(self, worker: str, finishes: Sequence[Finish]) -> Call[list[FinishReply]]:
         """Last deltas, terminal entry and ack in one; one reply each, in order."""
         _check_count(finishes)
-        keys = [self.keys.deadlines, self.keys.not_before, self.keys.cancels(worker), *self._lanes()]
+        keys = [self.keys.deadlines, self.keys.not_before, self.keys.cancels(worker), *self._lanes]
         args: list[Argument] = [worker, GROUP_TTL_S, len(finishes)]
         for job in finishes:
             keys += self._job(job.request_id, job.group)
@@ -136,7 +137,7 @@ class Transitions:
     def retry(self, worker: str, held: Sequence[Held]) -> Call[list[RetryReply]]:
         """Schedule running jobs anew, counted; one reply each. `exhausted`: nothing happened, it was tried enough."""
         _check_count(held)
-        keys = [self.keys.not_before, self.keys.cancels(worker), *self._lanes()]
+        keys = [self.keys.not_before, self.keys.cancels(worker), *self._lanes]
         args: list[Argument] = [worker, len(RETRY_BACKOFF_MS), *RETRY_BACKOFF_MS, len(held)]
         for job in held:
             keys.append(self.keys.job(job.request_id))
@@ -146,7 +147,7 @@ class Transitions:
     def release(self, worker: str, held: Sequence[Held]) -> Call[int]:
         """Hand jobs back to be resumed, uncounted; how many it was. What is not ours any more is left alone."""
         _check_count(held)
-        keys = [*self._lanes(), self.keys.cancels(worker), *(self.keys.job(job.request_id) for job in held)]
+        keys = [*self._lanes, self.keys.cancels(worker), *(self.keys.job(job.request_id) for job in held)]
         args: list[Argument] = [worker, len(held)]
         for job in held:
             args += [job.request_id, job.fence]
@@ -176,7 +177,7 @@ class Transitions:
         False, and nothing happened: neither is so. An error of the server's: the fault is not the request's own.
         """
         shared = [self.keys.dead, self.keys.workers, self.keys.deadlines, self.keys.not_before]
-        keys = [*shared, self.keys.cancels(worker), *self._lanes(), *self._job(claim.request_id, claim.group)]
+        keys = [*shared, self.keys.cancels(worker), *self._lanes, *self._job(claim.request_id, claim.group)]
         args: list[Argument] = [worker, _optional(fence), claim.lane.value, claim.entry_id, claim.request_id]
         args += [claim.group or "", code, message, DEAD_MAXLEN, RESULT_TTL_S, GROUP_TTL_S]
         return _call("condemn", keys, args, bool)
@@ -184,7 +185,7 @@ class Transitions:
     def leave(self, worker: str) -> Call[bool]:
         """Remove a worker, or forget a dead one. False, and nothing happened: something is pending for it."""
         keys = [self.keys.workers, self.keys.dead_workers, self.keys.worker_info(worker), self.keys.cancels(worker)]
-        return _call("leave", [*keys, *self._lanes()], [worker], bool)
+        return _call("leave", [*keys, *self._lanes], [worker], bool)
 
     def mark_dead(self, reaper: str, dead: str) -> Call[bool]:
         """First step of a takeover. False: its lease runs after all. FencedError: the reaper has no lease itself."""
@@ -194,7 +195,7 @@ class Transitions:
         """Take over what `dead` (marked so) held; how many went back to a lane. Claims are those of its deliveries."""
         _check_count(claims)
         workers = [self.keys.workers, self.keys.dead_workers]
-        keys = [*workers, self.keys.deadlines, self.keys.not_before, self.keys.dead, *self._lanes()]
+        keys = [*workers, self.keys.deadlines, self.keys.not_before, self.keys.dead, *self._lanes]
         args: list[Argument] = [reaper, dead, GROUP_TTL_S, DEAD_MAXLEN, MAX_CRASHES, MAX_ALONE_CRASHES, len(claims)]
         for claim in claims:
             keys += self._job(claim.request_id, claim.group)
@@ -238,9 +239,6 @@ class Transitions:
     def statistics(self) -> Procedure[QueueStatistics]:
         """Depths, workers, ages; each figure is exact, though not all are of the same instant."""
         return Procedure(lambda: procedures.statistics(self.keys))
-
-    def _lanes(self) -> list[str]:
-        return [self.keys.lane(lane) for lane in Lane]
 
     def _job(self, request_id: str, group: str | None) -> list[str]:
         return job_keys(self.keys, request_id, group)

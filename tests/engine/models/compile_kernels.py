@@ -48,6 +48,8 @@ CASES = {
     "one kv head": Variant(Shape(16, 1, 128, 128)),
     "float16": Variant(Shape(32, 8, 128, 128), torch.float16),
     "float32": Variant(Shape(32, 8, 128, 128), torch.float32, has_rope=True),
+    "small float32": Variant(Shape(4, 2, 16, 16), torch.float32),
+    "narrow values": Variant(Shape(4, 2, 24, 8)),
     "wide float32": Variant(Shape(16, 8, 256, 256), torch.float32),
 }
 

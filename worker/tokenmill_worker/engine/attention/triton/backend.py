@@ -39,6 +39,7 @@ class TritonBackend:
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec
     ) -> Tensor:
         plan = plan_of(step, query.device)
+        query, key, value = (part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value))
         launch.store(query, key, value, None, pages, plan.rows.slots)
         return self._attend(query, key, value, pages, plan, step, spec)
 

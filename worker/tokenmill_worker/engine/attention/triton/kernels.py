@@ -111,7 +111,7 @@ def _product(left, right, sums):
     return tl.dot(left, right, sums, input_precision="ieee")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def attend(
     query,  # [T, H, DIM_K]
     result,  # [T, H, DIM_V]; untouched where IS_SPLIT
@@ -196,7 +196,7 @@ def attend(
             mask=is_there[:, None] & (dim_v < DIM_V)[None, :],
             other=0.0,
         )
-        scores = _product(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale
+        scores = _product(q, tl.trans(k.to(q.dtype)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale
         if HAS_SOFTCAP:  # tanh(x) = 1 - 2 / (1 + e^2x)
             scores = 1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * LOG2E) / softcap))
             scores = scores * (softcap * LOG2E)
@@ -224,7 +224,7 @@ def attend(
         tl.store(result + at_result[:, None] + dim_v[None, :], sums / total[:, None], mask=is_result)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def merge(
     result,  # [T, H, DIM_V]
     partial,

@@ -84,7 +84,7 @@ def attend(
         "DIM_V": heads.value_dim,
         "TILE_TOKENS": tiling.tokens(heads.group),
         "MIN_SPLIT": 2 * tiling.keys,
-        "DIM_V_PAD": power_of_two(heads.value_dim),
+        "DIM_V_PAD": max(16, power_of_two(heads.value_dim)),
     }
     kernels.attend[(tiles.num_tiles, heads.kv_heads, splits)](
         query,

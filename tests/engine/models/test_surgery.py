@@ -12,10 +12,12 @@ from tokenmill_worker.engine import EngineConfig, loading, surgery
 from tokenmill_worker.engine.adapter import Adapter
 from tokenmill_worker.engine.attention import backend_named
 from tokenmill_worker.engine.guard import Truth, check
+from tokenmill_worker.engine.surgery.fused import Fusion
 from tokenmill_worker.engine.surgery.linear import PlainLinear, make_linear
 from tokenmill_worker.engine.surgery.norm import rms_norm_of
 from tokenmill_worker.engine.surgery.ops import LIBRARY, PLAIN, Ops
 from tokenmill_worker.engine.surgery.pieces import Replaced
+from tokenmill_worker.engine.surgery.program import Program
 from tokenmill_worker.engine.surgery.recognition import Materials
 from torch import Tensor, nn
 
@@ -68,6 +70,21 @@ def test_half_precision_is_as_near_to_float32_as_the_model_itself(backend: str) 
     adapter, truth = packed("llama", torch.bfloat16, backend)
     assert operate(adapter, truth).has_program
     truth.check(adapter)
+
+
+def test_a_layer_in_one_call_is_the_layer_part_by_part_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.ops.tokenmill_cpu.has_fast_bfloat16():
+        return  # oneDNN's products are taken there, and layers run part by part
+    adapter, truth = packed("llama", torch.bfloat16, "cpu")
+    operate(adapter, truth)
+    program = adapter.program
+    assert isinstance(program, Program)
+    assert all(layer.fusion is not None for layer, _ in program.layers)
+    batch = truth.first_step(adapter)
+    keep = np.arange(3, batch.num_tokens)
+    fused = adapter.logits(batch, keep)
+    monkeypatch.setattr(Fusion, "run", lambda *_: None)
+    assert torch.equal(adapter.logits(batch, keep), fused)
 
 
 def test_weights_are_not_kept_twice() -> None:

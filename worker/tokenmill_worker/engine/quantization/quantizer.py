@@ -9,7 +9,7 @@ from typing import Literal
 from weakref import ReferenceType, ref
 
 import torch
-from torch import Tensor
+from torch import ScriptObject, Tensor
 from torch.nn import functional as F
 
 from tokenmill_worker.engine.api import ModelError
@@ -36,6 +36,11 @@ class QuantizedLinear:
         assert self._weight is not None
         self._largest = torch.maximum(self._largest, x.abs().amax(0).float())
         return F.linear(x, self._weight, self._bias)
+
+    @property
+    def handle(self) -> ScriptObject | None:
+        """The library's form of it (attention/cpu/linears.py), once there is one."""
+        return None if self._product is None else self._product.handle
 
     def commit(self, kind: Kind) -> None:
         """int8 from here on. Raises ModelError when the kernel is not right on this machine."""

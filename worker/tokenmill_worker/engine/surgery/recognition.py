@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill_worker.engine.attention import AttentionSpec
+from tokenmill_worker.engine.surgery.fused import fusion_of
 from tokenmill_worker.engine.surgery.layer import Attention, GatedMlp, HeadNorms, Layer, Mlp, ModuleMlp
 from tokenmill_worker.engine.surgery.linear import LinearFactory, is_plain_linear, joined
 from tokenmill_worker.engine.surgery.norm import Norm, norm_of, rms_norm_of
@@ -39,15 +40,18 @@ def rebuild(layer: nn.Module, heads: Heads, materials: Materials) -> Layer:
     if not isinstance(attention, nn.Module) or not isinstance(mlp, nn.Module):
         raise UnknownStructureError("no self_attn and mlp")
     norms = _norms(layer, materials.ops)
-    multiplier = getattr(layer, "residual_multiplier", 1.0)
+    multiplier = float(getattr(layer, "residual_multiplier", 1.0))
+    rebuilt, rebuilt_mlp = _attention(attention, heads, materials), _mlp(mlp, materials)
+    is_plain = norms.attention_out is None and norms.mlp_out is None and multiplier == 1.0
     return Layer(
         attention_in=norms.attention_in,
-        attention=_attention(attention, heads, materials),
+        attention=rebuilt,
         attention_out=norms.attention_out,
         mlp_in=norms.mlp_in,
-        mlp=_mlp(mlp, materials),
+        mlp=rebuilt_mlp,
         mlp_out=norms.mlp_out,
-        multiplier=float(multiplier),
+        multiplier=multiplier,
+        fusion=fusion_of(rebuilt, norms.mlp_in, rebuilt_mlp) if is_plain else None,
     )
 
 

@@ -41,7 +41,7 @@ class CpuBackend:
         spec: AttentionSpec,
         num_heads: int,
     ) -> Tensor | None:
-        if not knows(pages) or pages.keys.shape[3] != pages.values.shape[3]:
+        if not knows_rope(pages):
             return None
         result: Tensor = torch.ops.tokenmill_cpu.rope_attention(
             qkv, cos, sin, *pages, *indices(step), num_heads, pages.keys.shape[1], *spec
@@ -55,12 +55,16 @@ def knows(pages: KVPages) -> bool:
     return pages.keys.dtype in DTYPES and key_dim % 2 == 0 and key_dim <= MAX_KEY_DIM
 
 
-def indices(step: AttentionStep) -> tuple[Tensor, ...]:
+def knows_rope(pages: KVPages) -> bool:
+    return knows(pages) and pages.keys.shape[3] == pages.values.shape[3]
+
+
+def indices(step: AttentionStep) -> list[Tensor]:
     """The ops' (row_starts, context_lens, page_ids, page_starts, slots): views of the batch's own arrays."""
     batch = step.batch
 
-    def views() -> tuple[Tensor, ...]:
+    def views() -> list[Tensor]:
         arrays = (batch.row_starts, batch.context_lens, batch.page_ids, batch.page_starts, batch.slots)
-        return tuple(torch.from_numpy(array) for array in arrays)
+        return [torch.from_numpy(array) for array in arrays]
 
     return step.plan("cpu", views)

@@ -1,9 +1,9 @@
 """Linear layers by the C++ library, their weights packed for it (csrc/linear.h). It must be loaded. Knows no model."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import ScriptObject, Tensor
 from torch.nn import functional as F
 
 COLUMNS = 32  # of the product in one panel, as in csrc/linear.h
@@ -29,6 +29,30 @@ def quantize(weight: Tensor) -> Levels:
     return Levels(values.clamp(-MAX_LEVEL, MAX_LEVEL).to(torch.int8), scales)
 
 
+class PackedLinear(Protocol):
+    """What this file makes. `handle` is the same product for those who call the library for more than one."""
+
+    handle: ScriptObject
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[M, K] -> [M, N]."""
+        ...
+
+
+def _handle(
+    name: str,
+    packed: Tensor,
+    num_columns: int,
+    bias: Tensor | None,
+    *,
+    scales: Tensor | None = None,
+    sums: Tensor | None = None,
+    factors: Tensor | None = None,
+) -> ScriptObject:
+    made: ScriptObject = torch.classes.tokenmill_cpu.Linear(packed, num_columns, scales, sums, bias, factors, name)
+    return made
+
+
 class W8A8Linear:
     """int8 weights; each row of x is made uint8 with a scale and a zero point of its own.
 
@@ -42,6 +66,15 @@ class W8A8Linear:
         self._scales, self._bias = levels.scales, _float(bias)
         self._sums = levels.values.sum(1).float()
         self._product = torch.ops.tokenmill_cpu.linear_w8a8.default
+        self.handle = _handle(
+            "w8a8",
+            self._packed,
+            len(weight),
+            self._bias,
+            scales=self._scales,
+            sums=self._sums,
+            factors=factors,
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         result: Tensor = self._product(x, self._packed, self._scales, self._sums, self._bias, self._factors)
@@ -56,6 +89,7 @@ class W8A16Linear:
         self._packed = _signs_and_magnitudes(levels.values)
         self._scales, self._bias = levels.scales, _float(bias)
         self._product = torch.ops.tokenmill_cpu.linear_w8a16.default
+        self.handle = _handle("w8a16", self._packed, len(weight), self._bias, scales=self._scales)
 
     def __call__(self, x: Tensor) -> Tensor:
         result: Tensor = self._product(x, self._packed, self._scales, self._bias)
@@ -69,6 +103,7 @@ class Bfloat16Linear:
         self._packed = _panels(weight.to(torch.bfloat16), per_unit=2)
         self._num_columns, self._bias = len(weight), _float(bias)
         self._product = torch.ops.tokenmill_cpu.linear_bf16.default
+        self.handle = _handle("bf16", self._packed, self._num_columns, self._bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         result: Tensor = self._product(x, self._packed, self._num_columns, self._bias)

@@ -11,6 +11,8 @@
 #include <optional>
 #include <vector>
 
+#include "ops.h"
+
 namespace tokenmill_linear {
 namespace {
 
@@ -190,10 +192,21 @@ Tensor linear_bf16(const Tensor& x, const Tensor& packed, int64_t num_columns, c
   return product(x, packed, num_columns, {}, {}, bias, {}, Format::bf16, portable);
 }
 
+Format format_named(const std::string& name) {
+  if (name == "w8a8") return Format::w8a8;
+  if (name == "w8a16") return Format::w8a16;
+  TORCH_CHECK(name == "bf16", "a packed linear is w8a8, w8a16 or bf16, not ", name);
+  return Format::bf16;
+}
+
 bool has_fast_int8() { return fast_kernels().has_fast_int8; }
 bool has_fast_bfloat16() { return fast_kernels().has_fast_bfloat16; }
 
 }  // namespace
+
+Tensor Linear::operator()(const Tensor& x) const {
+  return product(x, packed, num_columns, scales, sums, bias, factors, format_named(format), false);
+}
 
 // `portable`: the kernels in plain C++, which are else taken only where the processor lacks the instructions.
 TORCH_LIBRARY_FRAGMENT(tokenmill_cpu, m) {
@@ -202,6 +215,8 @@ TORCH_LIBRARY_FRAGMENT(tokenmill_cpu, m) {
       "bool portable=False) -> Tensor");
   m.def("linear_w8a16(Tensor x, Tensor packed, Tensor scales, Tensor? bias, bool portable=False) -> Tensor");
   m.def("linear_bf16(Tensor x, Tensor packed, int num_columns, Tensor? bias, bool portable=False) -> Tensor");
+  m.class_<Linear>("Linear").def(torch::init<Tensor, int64_t, OptionalTensor, OptionalTensor, OptionalTensor,
+                                             OptionalTensor, std::string>());
   m.def("has_fast_int8() -> bool", has_fast_int8);
   m.def("has_fast_bfloat16() -> bool", has_fast_bfloat16);
 }

@@ -4,10 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <optional>
-#include <string_view>
-
 #include "kernels.h"
+#include "ops.h"
 
 namespace tokenmill {
 
@@ -18,9 +16,6 @@ void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t
 int64_t num_threads() { return at::get_num_threads(); }
 
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 template <class T>
 T* data(const Tensor& tensor) {
@@ -119,6 +114,8 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor key_p
   return result;
 }
 
+}  // namespace
+
 Tensor rope_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor key_pages, Tensor value_pages,
                       const Tensor& row_starts, const Tensor& context_lens, const Tensor& page_ids,
                       const Tensor& page_starts, const Tensor& slots, int64_t num_heads, int64_t num_kv_heads,
@@ -153,6 +150,8 @@ Tensor rope_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, T
   return result;
 }
 
+namespace {
+
 Tensor norm(const Tensor* residual, const Tensor& x, const Tensor& weight, double eps, double offset) {
   check_dense(x, 2, "x");
   check_dense(weight, 1, "weight");
@@ -176,14 +175,16 @@ Tensor rms_norm_op(const Tensor& x, const Tensor& weight, double eps, double off
   return norm(nullptr, x, weight, eps, offset);
 }
 
-Tensor add_rms_norm_op(Tensor residual, const Tensor& x, const Tensor& weight, double eps, double offset) {
-  return norm(&residual, x, weight, eps, offset);
-}
-
 Activation activation_named(std::string_view name) {
   if (name == "silu") return Activation::silu;
   TORCH_CHECK(name == "gelu_tanh", "act is silu or gelu_tanh, not ", name);
   return Activation::gelu_tanh;
+}
+
+}  // namespace
+
+Tensor add_rms_norm_op(Tensor residual, const Tensor& x, const Tensor& weight, double eps, double offset) {
+  return norm(&residual, x, weight, eps, offset);
 }
 
 Tensor act_mul_op(const Tensor& gate_up, std::string_view act) {
@@ -197,6 +198,8 @@ Tensor act_mul_op(const Tensor& gate_up, std::string_view act) {
   });
   return out;
 }
+
+namespace {
 
 Tensor argmax_op(const Tensor& logits) {
   check_dense(logits, 2, "logits");

@@ -223,6 +223,22 @@ def test_a_bulk_worker_that_was_frozen_past_its_lease_writes_nothing_more(
 
 
 @pytest.mark.slow
+def test_a_server_that_lost_everything_is_given_the_run_again(tmp_path: Path) -> None:
+    questions, out = write_questions(tmp_path, 100), tmp_path / "out.jsonl"
+    with running_server() as server, RunBoard(server.tcp_url) as board, bulk_workers(server.tcp_url, 1):
+        with started("worker", "--model", "echo?step_ms=10", "--max-num-seqs", 4, "--redis", server.tcp_url):
+            run_id = hand_in(board, questions)
+            wait_until(lambda: num_lines(out) >= 5, description="some rows are written", timeout=30)
+            board.queue.connection.flushall()
+            wait_until(lambda: not board.all_runs(), description="nobody knows the run any more")
+            assert hand_in(board, questions) == run_id
+            wait_ended(board, run_id)
+        status = board.status(run_id)
+    assert (status.state, status.num_failed) == ("done", 0)
+    assert num_lines(out) == 100
+
+
+@pytest.mark.slow
 def test_with_the_usual_lease_a_killed_workers_run_is_taken_within_half_a_minute(
     url: str, board: RunBoard, tmp_path: Path
 ) -> None:

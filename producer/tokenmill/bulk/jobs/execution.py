@@ -94,7 +94,8 @@ class RunExecution:
         """Into the job's meta, where RQ's dashboards look; progress that cannot be told now is told with the next."""
         self._job.meta.update(told)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            self._job.save_meta()
+            if Job.exists(self._job.id, connection=self._job.connection):  # else half a job would come back for ever
+                self._job.save_meta()
 
     def _conclude(self, report: RunReport) -> Any:
         told = report.describe()

@@ -59,12 +59,19 @@ class Sweeper:
                 log.warning("sweeper: %s", error)
 
     def sweep(self) -> None:
-        if self._scheduler.acquire_locks():
-            self._scheduler.enqueue_scheduled_jobs()
+        self._queue_due_jobs()
         if time.monotonic() >= self._trusted_from_s:
             for run_id in self._store.run(self._runs.find_lapsed()):
                 self._retake(run_id)
         self._return_strays()
+
+    def _queue_due_jobs(self) -> None:
+        """RQ's scheduler keeps its lock for a minute; given back each time, a killed worker takes none with it."""
+        if self._scheduler.acquire_locks():
+            try:
+                self._scheduler.enqueue_scheduled_jobs()
+            finally:
+                self._scheduler.release_locks()
 
     def _retake(self, run_id: str) -> None:
         taken = self._store.run(self._runs.reclaim(run_id))

@@ -4,9 +4,9 @@ Both sides load the same model with the same settings in a process of their own,
 the bulk side reads the rows from a file, sends them through an embedded server to one worker, and writes, syncs and
 orders the output; a round of the bare side has the prompts in memory, and templates and tokenizes them.
 
-Caveats: server, runner, worker and engine share this machine's cores, as they do in `tokenmill bulk run --local`. All
-rows are equally long (--max-tokens, the end of sequence ignored), which favours neither side. Rates count output tokens
-from the first row read to the report; what a run costs before its first row is in `throughput` of its own report.
+Caveats: server, runner, worker and engine share this machine's cores, as they do in `tokenmill bulk run --local`. Rates
+count output tokens from the first row read to the report. Few rows make the end of a round weigh much, where the batch
+empties; it does so on both sides.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tokenmill.cli.local import local_worker
 
 from benchmarks.report import Side, alternate, keep_line, paired_ratio, print_json, print_table
 from benchmarks.through_queue import bare_engine
-from benchmarks.workload import Workload, uniform_lengths
+from benchmarks.workload import Workload, workload
 
 GOAL = 0.95
 
@@ -43,12 +43,14 @@ def bulk_run(settings: dict[str, object], work: Workload) -> Iterator[Side]:
     with TemporaryDirectory(prefix="tokenmill-bench-") as name:
         folder, rounds = Path(name), count()
         rows = folder / "rows.jsonl"
-        rows.write_text("".join(json.dumps({"id": n, "question": text}) + "\n" for n, text in enumerate(work.prompts)))
+        asked = zip(work.prompts, work.max_tokens, strict=True)
+        rows.write_text("".join(json.dumps({"question": text, "length": num}) + "\n" for text, num in asked))
         with local_worker(str(settings["model"]), flags, folder=folder) as worker:
             worker.wait_ready()
             recipe = Recipe(
                 column="question",
-                sampling={"max_tokens": work.max_tokens[0], "temperature": 0.0, "ignore_eos": True},
+                sampling={"temperature": 0.0, "ignore_eos": True},
+                parameters={"max_tokens": "length"},
             )
 
             def run() -> int:
@@ -66,12 +68,11 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--num-rows", type=int, default=256)
-    parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help="write the JSON line to benchmarks/results/")
     args = parser.parse_args()
 
-    work = uniform_lengths(args.num_rows, num_output_tokens=args.max_tokens)
+    work = workload(args.num_rows)
     # Prefix caching is off: the same prompts come back every round, and a warm cache would hide the prefill.
     settings: dict[str, object] = {
         "model": args.model,
@@ -88,8 +89,7 @@ def main() -> None:
     print_table([bare_rates, bulk_rates], baseline=bare_rates)
     print(f"goal: {GOAL:.0%} of the bare engine; here {ratio:.1%}")
     figures = {"bare_tok_s": bare_rates.rounds, "bulk_tok_s": bulk_rates.rounds, "ratio": round(ratio, 4)}
-    asked = {"num_rows": args.num_rows, "max_tokens": args.max_tokens, "prompts": work.source}
-    line = print_json("bulk", figures, {**settings, **asked})
+    line = print_json("bulk", figures, {**settings, "num_rows": args.num_rows, "prompts": work.source})
     if args.keep:
         keep_line(f"bulk_{args.model}_cpu", line)
 

@@ -42,12 +42,6 @@ def few_lengths(num: int = 24, *, seed: int = 0) -> Workload:
     return Workload(source.name, prompts, lengths)
 
 
-def uniform_lengths(num: int, *, num_output_tokens: int) -> Workload:
-    """Real prompts, each answered at the same length."""
-    source, prompts = load_prompts(num)
-    return Workload(source.name, prompts, [num_output_tokens] * num)
-
-
 def shared_prefix(num: int, *, system: str, num_output_tokens: int) -> Workload:
     """One system prompt, `num` questions."""
     source, prompts = load_prompts(num)

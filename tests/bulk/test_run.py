@@ -321,9 +321,9 @@ def test_samples_are_completions_of_their_own_with_their_own_seeds(tmp_path: Pat
 def test_samples_under_one_seed_differ_and_the_first_has_it(tmp_path: Path) -> None:
     queue = FakeQueue()
     run(write_rows(tmp_path, questions("a")), queue, samples=3, recipe=Recipe(column="q", sampling={"seed": 5}))
-    seeds = [sampling_of(row).seed for row in queue.sent]
+    seeds = {row.sample: sampling_of(row).seed for row in queue.sent}
     assert seeds[0] == 5
-    assert len(set(seeds)) == 3
+    assert len(set(seeds.values())) == 3
 
 
 def test_asking_for_more_samples_adds_only_those(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tokenmill.bulk.answers import Answer
 from tokenmill.bulk.identity import custom_id_of
 from tokenmill.bulk.inputs import count_rows
 from tokenmill.bulk.ledger import opened_ledger
+from tokenmill.bulk.lookahead import neighbours
 from tokenmill.bulk.output import OutputFile
 from tokenmill.bulk.outputs.paths import own_files
 from tokenmill.bulk.planner import OutgoingRow, Planner
@@ -119,7 +120,7 @@ class BulkRun:
 
     def _work(self) -> None:
         try:
-            missing = self._planner().missing_rows()
+            missing = neighbours(self._planner().missing_rows())
             first = next(missing, None)
             if first is not None:
                 self._unsent.append(first)

@@ -65,6 +65,14 @@ def test_what_is_understood_is_rebuilt_and_the_rest_done_piece_by_piece(architec
         assert report.pieces.linears > 0
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_a_step_in_which_no_row_reaches_its_end_has_no_logits(architecture: str) -> None:
+    adapter, truth = packed(architecture)
+    operate(adapter, truth)
+    logits = adapter.logits(truth.first_step(adapter), np.zeros(0, dtype=np.int32))
+    assert logits.shape == (0, adapter.vocab_size)
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "auto"])
 def test_half_precision_is_as_near_to_float32_as_the_model_itself(backend: str) -> None:
     adapter, truth = packed("llama", torch.bfloat16, backend)

@@ -28,7 +28,8 @@ class FastModule(nn.Module):
         self._function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._function(x.reshape(-1, x.shape[-1]).contiguous()).view(*x.shape[:-1], -1)
+        result = self._function(x.reshape(-1, x.shape[-1]).contiguous())
+        return result.view(*x.shape[:-1], result.shape[-1])  # not -1: a step may want no logits at all
 
 
 def replace_pieces(root: nn.Module, materials: Materials, but: Collection[int] = ()) -> Replaced:

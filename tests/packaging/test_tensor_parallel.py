@@ -18,7 +18,13 @@ class ComposeLoader(yaml.SafeLoader):
     """Knows compose's tag for a list that takes the place of the one below it."""
 
 
-ComposeLoader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
+def _override(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
+    assert isinstance(node, yaml.SequenceNode)
+    own: list[Any] = loader.construct_sequence(node, deep=True)
+    return own
+
+
+ComposeLoader.add_constructor("!override", _override)
 
 
 @pytest.fixture

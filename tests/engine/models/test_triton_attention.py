@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenmill_worker.engine import Engine, EngineConfig, SamplingParams
 from tokenmill_worker.engine.attention import AttentionSpec, AttentionStep, KVPages, activate, attention, rope_attention
+from tokenmill_worker.engine.attention.device_rows import DeviceRows
 from tokenmill_worker.engine.attention.triton import flash
 from tokenmill_worker.engine.attention.triton.backend import TritonBackend
 from tokenmill_worker.engine.attention.triton.device import INTERPRETER, Device
-from tokenmill_worker.engine.attention.triton.plan import TABLE_ALIGNMENT, DeviceRows, Prompts, decode_step
+from tokenmill_worker.engine.attention.triton.plan import TABLE_ALIGNMENT, Prompts, decode_step
 from torch import Tensor
 from torch.nn import functional as F
 

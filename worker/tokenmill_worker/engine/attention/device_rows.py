@@ -10,11 +10,11 @@ from tokenmill_worker.engine.attention.step import AttentionStep
 
 
 class DeviceRows(NamedTuple):
-    """R rows of one token each, int32. A CUDA graph reads these very tensors at each replay."""
+    """R rows in one run of T tokens, as in PackedBatch, int32. A CUDA graph reads these very tensors at each replay."""
 
-    slots: Tensor  # [R] page * PAGE_SIZE + offset; below zero: a padding row, which nothing is stored for
+    slots: Tensor  # [T] page * PAGE_SIZE + offset; below zero: a padding token, which nothing is stored for
     row_starts: Tensor  # [R + 1]
-    context_lens: Tensor  # [R]; 0: a padding row, whose attention is whatever it is
+    context_lens: Tensor  # [R]; 0: a padding row, whose attention is 0
     page_table: Tensor  # [R, W], W a multiple of 16; what lies beyond a row's context is not read
 
 

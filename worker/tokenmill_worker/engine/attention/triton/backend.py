@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from tokenmill_worker.engine.attention.backend import AttentionSpec, KVPages
+from tokenmill_worker.engine.attention.device_rows import DeviceRows
 from tokenmill_worker.engine.attention.step import AttentionStep
 from tokenmill_worker.engine.attention.triton import flash, launch
 from tokenmill_worker.engine.attention.triton.device import Device, device_of
 from tokenmill_worker.engine.attention.triton.plan import (
     DecodePlan,
-    DeviceRows,
     Plan,
     Prompts,
     Tiles,

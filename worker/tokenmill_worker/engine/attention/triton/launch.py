@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from tokenmill_worker.engine.attention.backend import AttentionSpec, KVPages
+from tokenmill_worker.engine.attention.device_rows import DeviceRows
 from tokenmill_worker.engine.attention.triton import kernels
 from tokenmill_worker.engine.attention.triton.device import Device
-from tokenmill_worker.engine.attention.triton.plan import DeviceRows, Tiles
+from tokenmill_worker.engine.attention.triton.plan import Tiles
 from tokenmill_worker.engine.attention.triton.tiling import Heads, Tiling, num_splits, power_of_two
 from tokenmill_worker.engine.batch import PAGE_SIZE
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenmill_worker.engine.attention.device_rows import DeviceRows
 from tokenmill_worker.engine.attention.step import AttentionStep
 from tokenmill_worker.engine.batch import Ints, PackedBatch
 
@@ -20,15 +21,6 @@ TABLE_ALIGNMENT = 16  # columns
 _KEY: Hashable = "triton"
 _NOBODY = np.zeros(0, dtype=np.int32)
 _NO_BATCH = PackedBatch(_NOBODY, _NOBODY, _NOBODY, np.zeros(1, np.int32), _NOBODY, _NOBODY, np.zeros(1, np.int32))
-
-
-class DeviceRows(NamedTuple):
-    """R rows in one run of T tokens, as in PackedBatch. A CUDA graph reads these very tensors at each replay."""
-
-    slots: Tensor  # [T] page * PAGE_SIZE + offset; below zero: a padding token, which nothing is stored for
-    row_starts: Tensor  # [R + 1]
-    context_lens: Tensor  # [R]; 0: a padding row, whose attention is 0
-    page_table: Tensor  # [R, W], W a multiple of TABLE_ALIGNMENT; what lies beyond a row's context is not read
 
 
 class Tiles(NamedTuple):

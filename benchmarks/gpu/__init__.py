@@ -1,0 +1,1 @@
+"""The engine on one GPU beside transformers, on models with random weights: nothing is downloaded."""

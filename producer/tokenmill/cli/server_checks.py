@@ -21,9 +21,9 @@ MAX_SKEW_MS = 1_000  # ages and deadlines shown here are the server's; a second'
 MAX_PING_MS = 5.0  # a claim is one round trip, a first token another: much more is felt at every answer
 
 _COMMANDS = """
-    del eval evalsha exists expire hget hgetall hincrby hmget hset info pexpire ping sadd select smembers srem time
-    type wait xack xadd xdel xgroup xlen xpending xrange xread xreadgroup xrevrange xtrim zadd zcard zcount zrange
-    zrangebyscore zrem zscore cluster|slots"""
+    del eval evalsha exists expire hdel hexists hget hgetall hincrby hmget hset info pexpire ping sadd select smembers
+    srem time type wait xack xadd xdel xgroup xlen xpending xrange xread xreadgroup xrevrange xtrim zadd zcard zcount
+    zrange zrangebyscore zrem zscore cluster|slots"""
 LEAST_ACL = " ".join([f"~{PREFIX}*", *(f"+{command}" for command in _COMMANDS.split())])
 FOR_DURABLE_ACL = "+waitaof"  # a server before 7.2 does not know it and would refuse the whole rule
 

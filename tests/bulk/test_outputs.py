@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
-from tokenmill.bulk.output import OutputError, encode_line
+from tokenmill.bulk.identity import Recipe
+from tokenmill.bulk.output import OutputError, OutputFile, encode_line
 from tokenmill.bulk.outputs import RunRows, out_format_of, paths_of, write_output
 from tokenmill.bulk.outputs import source as source_module
 from tokenmill.bulk.rows import Fields
@@ -227,3 +228,10 @@ def test_the_runs_own_rows_are_never_in_a_file_that_cannot_be_appended() -> None
         Path("a/out.errors.jsonl"),
     )
     assert paths_of(Path("a/out.jsonl"), "openai").errors == Path("a/out.jsonl.tokenmill/errors.jsonl")
+
+
+def test_a_file_that_no_run_wrote_is_not_replaced_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("precious\n")
+    paths = paths_of(tmp_path / "out.csv", "csv")
+    with pytest.raises(OutputError, match="is there already"):
+        OutputFile(paths.out, Recipe(), path=paths.rows, errors_path=paths.errors)

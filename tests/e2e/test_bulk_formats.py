@@ -152,3 +152,17 @@ def test_every_kind_of_bad_row_is_listed_with_its_reason_and_the_rest_is_done(
     assert reasons.keys() == expected.keys()
     for number, reason in expected.items():
         assert reason in reasons[number], (number, reasons[number])
+
+
+def test_a_preview_counts_tokens_and_a_dry_run_measures(server: tuple[str, ...], tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"q": "hi", "n": 3}\n{"q": "you", "n": 5}\n')
+    options = ("--column", "q", "--system", "Be brief.", "--params-from", "max_tokens=n", *server)
+    shown = tokenmill("bulk", "run", source, *options, "--preview", 2)
+    assert shown.returncode == 0, shown.stderr
+    assert "system: Be brief.\n  user: hi" in shown.stdout
+    assert shown.stdout.count(" tokens\n") == 2
+    measured = tokenmill("bulk", "run", source, *options, "--dry-run", "--json")
+    assert json.loads(measured.stdout)["completion_tokens"]["likely"] == 8
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert_usage_error(tokenmill("bulk", "run", source, *options), "--out")

@@ -37,7 +37,7 @@ def execute(
 
     OutputError, InputError, TemplateError: nothing was done; UnavailableError, OSError: what was done is on disk.
     """
-    spec = _definite(spec)
+    spec = definite(spec)
     out_format = out_format_of(spec)
     paths = paths_of(Path(spec.out), out_format)
     only = begin_retry(paths.out, paths.errors) if spec.only_failed else None
@@ -63,8 +63,8 @@ def execute(
         return report
 
 
-def _definite(spec: RunSpec) -> RunSpec:
-    """As what its input turns out to be: stdin is kept on disk, an OpenAI Batch file recognised."""
+def definite(spec: RunSpec) -> RunSpec:
+    """As what its input turns out to be: stdin is kept on disk, an OpenAI Batch file recognised. InputError."""
     out, recipe = Path(spec.out), spec.recipe
     is_prompt_given = any(part is not None for part in (recipe.column, recipe.template, recipe.system))
     if is_prompt_given and spec.input.format == "openai":

@@ -68,6 +68,7 @@ class OutputFile:
 
         OutputError: locked, not ours, made by another recipe, or not writable.
         """
+        self._out = out
         self.path = path = path or out
         self.folder = folder_of(out)
         self.errors_path = errors_path or errors_of(path)
@@ -189,6 +190,8 @@ class OutputFile:
         """The earlier run's when this one continues it, else a new one."""
         manifest = self._read_manifest()
         is_there = self.path.exists()
+        if not is_there and self._out.exists():  # it is written at the end, and would take that one's place
+            raise OutputError(f"{self._out} is there already, from elsewhere or in another form: choose another --out")
         if not is_there or (manifest is None and self.path.stat().st_size == 0):
             return self._write_manifest(recipe)
         if manifest is None:

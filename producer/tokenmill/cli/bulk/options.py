@@ -26,7 +26,6 @@ _FILES: tuple[Option, ...] = (
     ),
     click.option(
         "--out",
-        required=True,
         metavar="OUT",
         type=click.Path(dir_okay=False, path_type=Path),
         help="Where the rows go: .jsonl, .parquet or .csv.",
@@ -123,6 +122,8 @@ def spec_of(options: Mapping[str, Any], *, model: str | None) -> RunSpec:
 
 
 def _check(options: Mapping[str, Any]) -> None:
+    if options["out"] is None:
+        raise click.UsageError("Missing option '--out'.")
     if options["column"] is not None and options["template"] is not None:
         raise click.UsageError("--column and --template exclude each other")
     if options["out"].resolve() in {Path(name).resolve() for name in options["inputs"]}:

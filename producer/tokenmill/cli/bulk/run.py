@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -17,11 +18,13 @@ from tokenmill.bulk.output import OutputError, folder_of, scratch_folder
 from tokenmill.bulk.partitioned import connect_queue
 from tokenmill.bulk.progress import ProgressView, SilentView, choose_view, format_duration
 from tokenmill.bulk.prompts import TemplateError
+from tokenmill.bulk.rehearsal import estimate, preview, with_tokens
 from tokenmill.bulk.report import RunReport, as_text
 from tokenmill.bulk.rows import InputError
 from tokenmill.bulk.run import RequestQueue
 from tokenmill.bulk.spec import QueueSpec, RunSpec
 from tokenmill.cli.bulk.options import local_options, spec_of, spec_options
+from tokenmill.cli.bulk.rehearse import has_workers, show_estimate, show_previews
 from tokenmill.cli.exits import Exit, Terminated, fail, with_exit_codes
 from tokenmill.cli.hints import lacks_chat_template, warn_when_nobody_works
 from tokenmill.cli.local import LOCAL_QUEUE, LocalWorkerError, local_worker
@@ -61,12 +64,40 @@ AGAIN = "run the same command again: only what is missing will be done"
     metavar="FILE",
     help="Write the final report here too: .json, .svg (a picture of the run), or else as text.",
 )
+@click.option(
+    "--preview", type=click.IntRange(min=1), metavar="N", help="Only show the first N prompts, in tokens too."
+)
+@click.option(
+    "--dry-run", "is_dry_run", is_flag=True, help="Only estimate tokens and time, from some rows that are really run."
+)
 @json_option
 def run_command(**options: Any) -> None:
     _check(options)
+    if options["preview"] is not None or options["is_dry_run"]:
+        with TemporaryDirectory(prefix="tokenmill-") as folder:
+            _rehearse({**options, "out": options["out"] or Path(folder) / "out" / "out.jsonl"}, Path(folder))
+        return
     spec = spec_of(options, model=_local_model(options) if options["is_local"] else options["model"])
     report = carry_out(spec, options)
     tell(report, spec, as_json=options["as_json"])
+
+
+def _rehearse(options: dict[str, Any], folder: Path) -> None:
+    spec = spec_of(options, model=_local_model(options) if options["is_local"] else options["model"])
+    can_ask = options["is_local"] or has_workers(options["redis_url"], spec.queue)
+
+    def run(scratch: RunSpec) -> RunReport:
+        is_silent = options["as_json"] or not options["is_dry_run"]
+        return carry_out(scratch, {**options, "as_json": is_silent, "report_path": None})
+
+    with _exits(spec):
+        if options["is_dry_run"]:
+            if not can_ask:
+                fail("nobody works on this queue, and a dry run measures: start a worker, or add --local")
+            show_estimate(estimate(spec, folder, run), as_json=options["as_json"])
+        else:
+            previews = preview(spec, options["preview"])
+            show_previews(with_tokens(spec, previews, folder, run) if can_ask else previews, as_json=options["as_json"])
 
 
 def carry_out(spec: RunSpec, options: Mapping[str, Any]) -> RunReport:

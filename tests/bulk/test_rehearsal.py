@@ -33,14 +33,14 @@ def answer_all(spec: RunSpec) -> RunReport:
     return report_of(spec, len(rows))
 
 
-def spec_of(folder: Path, *rows: str, **recipe: str) -> RunSpec:
+def spec_of(folder: Path, *rows: str) -> RunSpec:
     (folder / "in.jsonl").write_text("".join(row + "\n" for row in rows))
     paths = (str(folder / "in.jsonl"),)
-    return RunSpec(input=InputSpec(paths=paths), out=str(folder / "out.jsonl"), recipe=Recipe(**recipe))
+    return RunSpec(input=InputSpec(paths=paths), out=str(folder / "out.jsonl"), recipe=Recipe(column="q"))
 
 
 def test_a_preview_shows_requests_and_what_has_none(tmp_path: Path) -> None:
-    spec = spec_of(tmp_path, '{"q": "a"}', "{oops", '{"r": 1}', '{"q": "d"}', column="q")
+    spec = spec_of(tmp_path, '{"q": "a"}', "{oops", '{"r": 1}', '{"q": "d"}')
     good, broken, missing = preview(spec, 3)
     assert good == Preview(1, {"messages": [{"role": "user", "content": "a"}]})
     assert broken.request is None
@@ -53,7 +53,7 @@ def test_a_preview_shows_requests_and_what_has_none(tmp_path: Path) -> None:
 
 def test_an_estimate_follows_from_a_sample_and_counts_what_cannot_run(tmp_path: Path) -> None:
     rows = [json.dumps({"q": str(number)}) for number in range(99)]
-    value = estimate(spec_of(tmp_path, *rows, "{oops", column="q"), tmp_path, answer_all, size=20)
+    value = estimate(spec_of(tmp_path, *rows, "{oops"), tmp_path, answer_all, size=20)
     assert (value.num_rows, value.num_sampled, value.num_bad, value.failing) == (100, 20, 1, 0)
     assert value.prompt_tokens.likely == 3 * 99
     assert value.completion_tokens.low == value.completion_tokens.high == 990
@@ -61,5 +61,5 @@ def test_an_estimate_follows_from_a_sample_and_counts_what_cannot_run(tmp_path: 
 
 
 def test_an_empty_input_takes_no_time(tmp_path: Path) -> None:
-    value = estimate(spec_of(tmp_path, column="q"), tmp_path, answer_all)
+    value = estimate(spec_of(tmp_path), tmp_path, answer_all)
     assert (value.num_rows, value.completion_tokens.likely, value.seconds.high) == (0, 0, 0)

@@ -20,6 +20,7 @@ local function finish(keys, id, fence, epoch, group, state, num_tokens, deltas, 
   if not fresh or (num_tokens ~= '' and tonumber(num_tokens) ~= published) then return {'gap', job.published} end
   drop_entry(lanes, job.lane, job.entry)
   if job.cancel == '1' then redis.call('SREM', cancels, id) end
+  unlist(id, job, deadlines, not_before)
   local told = {append_deltas(keys, job, fresh, published, now)}
   settle(keys, id, job, state, terminal, now, deadlines, not_before, group_ttl_s, unpack(told))
   return {'ok', published}

@@ -182,11 +182,18 @@ local function append_deltas(keys, job, fresh, published, now)
   return 'published', integer(published), 'first_token_ms', integer(now)
 end
 
+-- Off the indexes of what is not final yet. A call that finds one broken shall fail before it tells anything: what it had
+-- told by then could not be told again.
+local function unlist(id, job, deadlines, not_before)
+  if job.deadline_ms ~= '' then redis.call('ZREM', deadlines, id) end
+  if job.state == 'scheduled' then redis.call('ZREM', not_before, id) end
+  job.deadline_ms = ''
+end
+
 -- The final word and all that follows from it. The caller has seen that the job is not final; what else is to be written
 -- into its hash comes last.
 local function settle(keys, id, job, state, fields, now, deadlines, not_before, group_ttl_s, ...)
-  if job.deadline_ms ~= '' then redis.call('ZREM', deadlines, id) end
-  if job.state == 'scheduled' then redis.call('ZREM', not_before, id) end
+  unlist(id, job, deadlines, not_before)
   redis.call('XADD', keys.result, stream_id(job, '-1'), unpack(fields))
   redis.call('HSET', keys.job, 'state', state, 'finished_ms', integer(now), ...)
   if job.group ~= '' then

@@ -231,25 +231,27 @@ def test_a_row_that_is_not_finite_draws_nothing_and_its_neighbour_does(value: fl
 # One way of drawing beside the other
 
 
-def _mixed_outputs() -> list[tuple[list[int], str]]:
-    settings: list[dict[str, Any]] = [
-        {"temperature": 0.0},
-        {"temperature": 0.01},
-        {"temperature": 0.5},
-        {},
-        {"temperature": 20.0},
-        {"top_p": 0.8},
-        {"presence_penalty": 1.0},
-    ]
+SIMPLE: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.01}, {"temperature": 0.5}, {}]
+MIXED = [*SIMPLE, {"temperature": 20.0}, {"top_p": 0.8}, {"presence_penalty": 1.0}]
+
+
+def _outputs(settings: list[dict[str, Any]]) -> list[tuple[list[int], str]]:
     params = [SamplingParams(max_tokens=120, seed=seed, **own) for seed, own in enumerate(settings)]
     outputs = make_engine().generate(["naïve 猫 \N{CAT FACE}"] * len(params), params)
     return [(output.token_ids, output.text) for output in outputs]
 
 
 def test_a_row_by_itself_draws_what_the_arrays_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    singly = _mixed_outputs()
+    singly = _outputs(MIXED)
     monkeypatch.setattr("tokenmill_worker.engine.echo._FEW", 0)
-    assert singly == _mixed_outputs()
+    assert singly == _outputs(MIXED)
+
+
+def test_the_likely_bytes_alone_draw_what_all_of_them_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenmill_worker.engine.echo._FEW", 0)
+    by_likely = _outputs(SIMPLE * 4)
+    monkeypatch.setattr("tokenmill_worker.engine.echo._is_simple", lambda samples: False)
+    assert by_likely == _outputs(SIMPLE * 4)
 
 
 def test_a_draw_that_rounding_could_decide_is_left_to_the_arrays() -> None:

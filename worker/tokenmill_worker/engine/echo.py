@@ -20,8 +20,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill_worker.engine.api import EngineConfig, Logprobs, ModelError, RowError, SamplingParams
-from tokenmill_worker.engine.batch import PAGE_SIZE, Loaded, PackedBatch, Sampled, SampleRow, Samples, settings_of
-from tokenmill_worker.engine.echo_row import FIRST, LENGTH, LIKELY, NEXT, UNLIKELY, anywhere, draw, likely_logits
+from tokenmill_worker.engine.batch import (
+    PAGE_SIZE,
+    Draws,
+    Ints,
+    Loaded,
+    PackedBatch,
+    Sampled,
+    SampleRow,
+    Samples,
+    settings_of,
+)
+from tokenmill_worker.engine.echo_row import (
+    FIRST,
+    LENGTH,
+    LIKELY,
+    NEXT,
+    ROUNDING,
+    UNLIKELY,
+    anywhere,
+    draw,
+    likely_logits,
+)
 from tokenmill_worker.engine.pages import num_pages_for
 from tokenmill_worker.engine.token_pieces import TokenPieces
 from tokenmill_worker.engine.uniform import mix64s, uniform, uniforms
@@ -43,6 +63,7 @@ _UNLIKELY = (UNLIKELY - np.arange(VOCAB_SIZE) / VOCAB_SIZE)[None]  # [1, 256]
 _FEW = 8  # rows of a step: up to here they are cheaper one by one
 _UNFILTERED = list(settings_of(SamplingParams()))[1:]
 _COLDEST = 1e-3  # below, all probabilities but one may come out as 0, or worse
+_LATER = np.triu(np.ones((_NUM_CANDIDATES, _NUM_CANDIDATES), dtype=np.bool_), 1)  # [i, j]: j comes after i
 _BACK = np.arange(3)  # how far behind the last token the first byte of its character may stand
 
 
@@ -91,7 +112,7 @@ class EchoRunner:
         self._state: Words = np.zeros(num_pages * PAGE_SIZE, dtype=np.uint64)  # hash of the tokens up to this one
         self._token = np.zeros(num_pages * PAGE_SIZE, dtype=np.uint8)
 
-    def run(self, batch: PackedBatch) -> list[Sampled]:
+    def run(self, batch: PackedBatch) -> Sequence[Sampled]:
         started_s = time.monotonic()
         sampled = self._run(batch)
         if self._step_s:
@@ -106,7 +127,7 @@ class EchoRunner:
         self._ended_s = (self._ended_s if is_next else started_s) + self._step_s
         time.sleep(max(0.0, self._ended_s - time.monotonic()))
 
-    def _run(self, batch: PackedBatch) -> list[Sampled]:
+    def _run(self, batch: PackedBatch) -> Sequence[Sampled]:
         self._copy_pages(batch)
         self._store(batch)
         if not batch.samples:
@@ -118,8 +139,10 @@ class EchoRunner:
         samples = Samples.of(batch.samples)
         if len(samples) <= _FEW and (drawn := self._draw_singly(batch, samples)) is not None:
             return drawn
-        rows = list(samples)  # each is made when it is asked for
-        return sample(self._logits(batch, np.array([row.row for row in rows])), rows)
+        byte, logits = self._likely(batch, samples.rows)
+        if _is_simple(samples) and (tokens := _draw_likely(byte, logits, samples)) is not None:
+            return Draws(tokens)
+        return sample(_spread(byte, logits), list(samples))  # each row is made when it is asked for
 
     def _draw_singly(self, batch: PackedBatch, samples: Samples) -> list[Sampled] | None:
         """Without an array of all logits; None: one of them takes it."""
@@ -178,19 +201,53 @@ class EchoRunner:
         slots: Indices = pages * PAGE_SIZE + positions % PAGE_SIZE
         return slots
 
-    def _logits(self, batch: PackedBatch, rows: Indices) -> Floats:
-        """[S, 256]: eight likely bytes that continue valid UTF-8, the others far below."""
+    def _likely(self, batch: PackedBatch, rows: Ints) -> tuple[NDArray[np.uint8], Floats]:
+        """Eight likely bytes [S, 8] that continue valid UTF-8, and falling logits: of equal bytes the last counts."""
         last = batch.context_lens[rows].astype(np.int64) - 1
         anywhere = (mix64s(last.astype(np.uint64)) % (last + 1).astype(np.uint64)).astype(np.int64)
         behind = last[:, None] - _BACK  # [S, 3]
-        slots = self._slots(batch, rows[:, None], np.column_stack([anywhere, np.maximum(behind, 0)]))  # [S, 4]
+        slots = self._slots(
+            batch, rows[:, None].astype(np.int64), np.column_stack([anywhere, np.maximum(behind, 0)])
+        )  # [S, 4]
         word = mix64s(self._state[slots[:, 1]] ^ mix64s(self._state[slots[:, 0]]))  # every page is read in time
         words = mix64s(word[:, None] + _STRIDES)  # [S, 8]
         is_inside = _is_inside_character(self._token[slots[:, 1:]], behind >= 0)[:, None]
         byte = np.where(is_inside, _NEXT[words % np.uint64(len(_NEXT))], _FIRST[words % np.uint64(len(_FIRST))])
-        logits: Floats = _UNLIKELY.repeat(len(rows), axis=0)
-        logits[np.arange(len(rows))[:, None], byte] = _LIKELY + (words >> np.uint64(40)) * 2.0**-25
-        return logits
+        logits: Floats = _LIKELY + (words >> np.uint64(40)) * 2.0**-25
+        return byte, logits
+
+
+def _spread(byte: NDArray[np.uint8], likely: Floats) -> Floats:
+    """All logits [S, 256]: but for the likely bytes they are far below."""
+    logits: Floats = _UNLIKELY.repeat(len(byte), axis=0)
+    logits[np.arange(len(byte))[:, None], byte] = likely
+    return logits
+
+
+def _is_simple(samples: Samples) -> bool:
+    """Does nothing but the temperature change what they draw from?"""
+    temperature = samples.settings[:, 0]
+    is_usual = (temperature == 0.0) | (temperature >= _COLDEST)
+    return bool(samples.is_plain.all() and is_usual.all() and (samples.settings[:, 1:] == _UNFILTERED).all())
+
+
+def _draw_likely(byte: NDArray[np.uint8], logits: Floats, samples: Samples) -> Indices | None:
+    """What all 256 logits would give, from eight of them; None: for one row it takes all to tell. As echo_row.draw."""
+    is_again = (byte[:, :, None] == byte[:, None, :]) & _LATER
+    logits = np.where(is_again.any(axis=2), -np.inf, logits)
+    peak = logits.max(axis=1, keepdims=True)
+    scale = np.where(samples.is_greedy, 1.0, samples.settings[:, 0])[:, None]
+    weights = np.exp((logits - peak) / scale)
+    up_to = weights.cumsum(axis=1)
+    total = up_to[:, -1]
+    u = np.where(samples.is_greedy, 0.0, uniforms(samples.seeds, samples.positions))
+    rest = VOCAB_SIZE * np.exp((UNLIKELY - peak[:, 0]) / scale[:, 0])  # at most
+    low, high = (u - ROUNDING) * total, u * (total + rest) + ROUNDING * total
+    chosen: Indices = (up_to <= high[:, None]).sum(axis=1)
+    before = np.where(chosen > 0, up_to[np.arange(len(u)), chosen - 1], 0.0)
+    if ((chosen == len(LIKELY)) | (before > 0.0) & (low <= before)).any():
+        return None
+    return byte[np.arange(len(u)), chosen].astype(np.int64)
 
 
 def _is_inside_character(tokens: NDArray[np.uint8], is_there: NDArray[np.bool_]) -> NDArray[np.bool_]:

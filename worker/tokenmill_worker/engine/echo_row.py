@@ -17,7 +17,7 @@ LENGTH = (
 
 _MASK = (1 << 64) - 1
 _STRIDES = tuple((rank + 1) * 0x9E3779B97F4A7C15 for rank in range(len(LIKELY)))
-_ROUNDING = 1e-12  # 256 additions of doubles err by less
+ROUNDING = 1e-12  # 256 additions of doubles err by less
 
 
 def anywhere(last: int) -> int:
@@ -53,7 +53,7 @@ def draw(logits: dict[int, float], temperature: float, uniform: float) -> int | 
     weights = [exp((logits[token] - peak) / temperature) for token in order]
     total = sum(weights)
     rest = 256 * exp((UNLIKELY - peak) / temperature)  # at most
-    low, high = uniform * total - _ROUNDING * total, uniform * (total + rest) + _ROUNDING * total
+    low, high = uniform * total - ROUNDING * total, uniform * (total + rest) + ROUNDING * total
     up_to = 0.0
     for token, weight in zip(order, weights, strict=True):
         if low <= up_to and order[0] != token:

@@ -68,8 +68,8 @@ class ListingEngine(engine.Engine):
 
     file: ClassVar[int]
 
-    def add_request(self, request: EngineRequest) -> None:
-        super().add_request(request)
+    def add_request(self, request: EngineRequest, *, is_validated: bool = False) -> None:
+        super().add_request(request, is_validated=is_validated)
         os.write(self.file, f"{time.monotonic_ns()} {request.request_id}\n".encode())
 
 

@@ -1,7 +1,6 @@
 """Telling what was generated: what is told once, is told no more when it is repeated."""
 
-from dataclasses import replace
-
+import pytest
 import redis
 from tokenmill.wire.keys import Keys, Lane
 from tokenmill.wire.store import Finish, Publication, Store, Transitions
@@ -28,7 +27,7 @@ def test_offsets_beyond_doubles_of_fourteen_digits_stay_exact(hands: Hands, stor
     hands.submit(submission())
     job = hands.begin_next()
     store.client.hset(keys.job("q-1"), mapping={"epoch": 1_000_003, "published": 4_294_967_290})
-    far = replace(job, epoch=1_000_003)
+    far = job._replace(epoch=1_000_003)
     hands.publish(far, delta(4_294_967_290, "abc", 1, 2, 3))
     hands.finish(far, done("abc"))
     told = 1_000_003 << 32 | 4_294_967_293
@@ -39,6 +38,18 @@ def test_finishing_twice_writes_one_terminal_entry(hands: Hands) -> None:
     hands.submit(submission())
     job = hands.begin_next()
     assert [hands.finish(job, done("a", 1), delta(0, "a", 1)).status for _ in range(2)] == ["ok", "ok"]
+    assert [fields[b"type"] for _, fields in hands.entries("q-1")] == [b"delta", b"done"]
+
+
+def test_a_finish_that_met_a_broken_index_is_done_again(hands: Hands, server: redis.Redis, keys: Keys) -> None:
+    hands.submit(submission(deadline_s=60))
+    job = hands.begin_next()
+    server.delete(keys.deadlines)
+    server.set(keys.deadlines, "a string")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        hands.finish(job, done("a", 1), delta(0, "a", 1))
+    server.delete(keys.deadlines)
+    assert hands.finish(job, done("a", 1), delta(0, "a", 1)).status == "ok"
     assert [fields[b"type"] for _, fields in hands.entries("q-1")] == [b"delta", b"done"]
 
 
@@ -54,18 +65,18 @@ def test_a_finish_that_misses_tokens_is_refused_whole(hands: Hands, server: redi
 def test_a_writer_with_an_old_fence_or_another_name_is_fenced(hands: Hands) -> None:
     hands.submit(submission())
     job = hands.begin_next()
-    for writer, its_job in (("w-1", replace(job, fence=job.fence - 1)), ("w-2", job), ("w-1", replace(job, epoch=1))):
+    for writer, its_job in (("w-1", job._replace(fence=job.fence - 1)), ("w-2", job), ("w-1", job._replace(epoch=1))):
         hands.worker = writer
         assert hands.publish(its_job, delta(0, "a", 1)).status == "fenced"
         assert hands.finish(its_job, done("")).status == "fenced"
-        assert hands.release(replace(its_job, fence=0)) == 0
+        assert hands.release(its_job._replace(fence=0)) == 0
     assert hands.entries("q-1") == []
 
 
 def test_one_call_serves_many_jobs_each_on_its_own(hands: Hands, transitions: Transitions, store: Store) -> None:
     hands.submit(*(submission(f"q-{i}") for i in range(3)))
     jobs = hands.begin(*(delivery.claim() for delivery in hands.fetch()))
-    stale = replace(jobs[1], fence=9)
+    stale = jobs[1]._replace(fence=9)
     finishes = [
         Finish(request_id=job.request_id, fence=job.fence, epoch=0, terminal=done(""), state="done")
         for job in (jobs[0], stale, jobs[2])

@@ -72,7 +72,7 @@ class Worker:
         for admission in admissions:
             self.publisher.open(admission)
             try:
-                self.engine.add_request(admission.request)
+                self.engine.add_request(admission.request, is_validated=True)
             except InvalidRequestError as error:  # an earlier worker may have told more than this one allows
                 self.publisher.reject(admission.tenure, code=error.code, message=str(error), told=admission.told)
 

@@ -4,7 +4,7 @@ All keys of a partition share the hash tag `{<queue>.<partition>}`: one slot, so
 """
 
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 PREFIX = "tm:"
@@ -62,14 +62,14 @@ class Keys:
     queue: str = "default"
     partition: int = 0
     partitions: int = 1
+    tag: str = field(init=False, repr=False, compare=False)  # what all the names begin with
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tag", f"{PREFIX}{{{self.queue}.{self.partition}}}:")
 
     def owns(self, request_id: str) -> bool:
         """Does the request belong here? (One without an id of its producer's does wherever it was added.)"""
         return self.partitions == 1 or partition_of(request_id, self.partitions) == self.partition
-
-    @property
-    def tag(self) -> str:
-        return f"{PREFIX}{{{self.queue}.{self.partition}}}:"
 
     def lane(self, lane: Lane) -> str:
         """Stream: the backlog, and through its group the ledger of who holds what."""

@@ -134,9 +134,13 @@ class Engine:
         """Raises InvalidRequestError for a request that could never run here, whatever else runs. Any thread."""
         self._validator.validate(prompt_token_ids, params)
 
-    def add_request(self, request: EngineRequest) -> None:
-        """Queue it; it joins the batch at the next step that has room. Raises InvalidRequestError."""
-        self._validator.validate(request.prompt_token_ids, request.params, request.resume)
+    def add_request(self, request: EngineRequest, *, is_validated: bool = False) -> None:
+        """Queue it; it joins the batch at the next step that has room. Raises InvalidRequestError.
+
+        `is_validated`: `validate` has seen its prompt and parameters, on another thread perhaps.
+        """
+        check = self._validator.validate_resume if is_validated else self._validator.validate
+        check(request.prompt_token_ids, request.params, request.resume)
         if request.request_id in self._requests:
             raise InvalidRequestError(f"request {request.request_id} is already running", code="duplicate_request")
         max_total = self._validator.max_total(request.prompt_token_ids, request.params)

@@ -42,6 +42,11 @@ class Rows:
         wanted: Ints = np.minimum(self.n_total + self.n_drawn, self.max_total - 1) - self.n_done
         return wanted
 
+    def num_wanted_by(self, row: int) -> int:
+        """The same for one row."""
+        wanted = min(self.n_total[row] + self.n_drawn[row], self.max_total[row] - 1) - self.n_done[row]
+        return int(wanted)
+
     def take(self, known: Ints, params: SamplingParams, *, n_prompt: int, max_total: int, seed: int) -> int:
         """A row for a sequence with these known tokens, nothing of which is stored yet."""
         row = self._free.pop()

@@ -303,6 +303,8 @@ class Scheduler:
         sequence.leave()
 
     def _hold_prefix(self, sequence: Sequence, pages: list[int]) -> None:
+        if not pages:  # the row begins with none
+            return
         self.pages.hold(pages)
         sequence.add_pages(pages)
         sequence.start_at(len(pages) * PAGE_SIZE, n_remembered=len(pages))

@@ -103,7 +103,7 @@ class Sequence:
 
     @property
     def num_wanted(self) -> int:
-        return self.n_total if self._rows is None else int(self._rows.num_wanted[self.row])
+        return self.n_total if self._rows is None else self._rows.num_wanted_by(self.row)
 
     @property
     def num_output_tokens(self) -> int:

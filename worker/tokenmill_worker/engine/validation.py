@@ -30,9 +30,16 @@ class Validator:
         self._check_prompt(prompt_token_ids)
         self._check_pool(self.max_total(prompt_token_ids, params))
         self._check_ids("stop_token_ids", params.stop_token_ids)
-        self._check_ids("logit_bias", list(params.logit_bias))
+        if params.logit_bias:
+            self._check_ids("logit_bias", list(params.logit_bias))
         if params.n > self.max_num_seqs:
             raise InvalidRequestError(f"n must be at most {self.max_num_seqs} here, got {params.n}", param="n")
+        self.validate_resume(prompt_token_ids, params, resume)
+
+    def validate_resume(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, resume: Sequence[ResumedChoice]
+    ) -> None:
+        """The part of `validate` about what an earlier worker told."""
         if resume:
             self._check_resume(params, resume, self.max_total(prompt_token_ids, params) - len(prompt_token_ids))
 
@@ -67,6 +74,8 @@ class Validator:
             raise InvalidRequestError(f"{param} must hold token ids: {error}", param=param) from error
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise InvalidRequestError(f"{param} must hold integer token ids", param=param)
+        if ids.dtype == np.int32 and ids.view(np.uint32).max() < self.vocab_size:  # a negative one is large, too
+            return
         if ids.min() < 0 or ids.max() >= self.vocab_size:
             wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
             raise InvalidRequestError(

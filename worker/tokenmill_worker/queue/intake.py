@@ -116,12 +116,12 @@ class Intake:
     def _prepare(self, tenure: Tenure, body: bytes, entries: Sequence[StreamEntry]) -> Admission | None:
         told: tuple[ToldChoice, ...] = ()
         try:
-            request = self._decoder.decode(body)
+            request, prompt = self._decoder.split(body)
             if entries:
                 told = told_choices(entries, num_choices=request.sampling.n or 1)
             return Admission(
                 tenure=tenure,
-                request=self._builder.build(tenure.request_id, request, told),
+                request=self._builder.build(tenure.request_id, request, told, prompt=prompt),
                 is_streaming=request.stream == "delta",
                 told=told,
             )

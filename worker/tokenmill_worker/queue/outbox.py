@@ -199,7 +199,9 @@ class Outbox:
             type=type_,
             finish_reason=reason,
             text=self._choices[0].text,
-            choices=_choice_texts([(choice.text, choice.finish_reason) for choice in self._choices]),
+            choices=_choice_texts([(choice.text, choice.finish_reason) for choice in self._choices])
+            if len(self._choices) > 1
+            else None,
             usage=self._usage or Usage(),
             error=self._error if type_ == "error" else None,
             timings=Timings(
@@ -240,6 +242,8 @@ class Outbox:
 
     def _final_reason(self) -> FinishReason:
         """The request's own: the first choice's, unless some choice was ended from outside or failed."""
+        if len(self._choices) == 1:
+            return self._choices[0].finish_reason or "error"
         reasons = [choice.finish_reason or "error" for choice in self._choices]
         return next((reason for reason in reasons if _ENDINGS[reason][0] != "done"), reasons[0])
 
@@ -265,7 +269,9 @@ class Rejected:
             type="error",
             finish_reason="error",
             text=self._told[0].text,
-            choices=_choice_texts([(choice.text, choice.finish_reason or "error") for choice in self._told]),
+            choices=_choice_texts([(choice.text, choice.finish_reason or "error") for choice in self._told])
+            if len(self._told) > 1
+            else None,
             usage=Usage(completion_tokens=self.tenure.num_published),
             error=self._error,
             timings=Timings(
@@ -288,10 +294,8 @@ def _logprob(logprob: Logprobs) -> TokenLogprob:
     return TokenLogprob(logprob=logprob.chosen, top=logprob.top)
 
 
-def _choice_texts(choices: Sequence[tuple[str, FinishReason | None]]) -> tuple[ChoiceText, ...] | None:
-    """As the terminal entry has them: none, when there is but one."""
-    if len(choices) == 1:
-        return None
+def _choice_texts(choices: Sequence[tuple[str, FinishReason | None]]) -> tuple[ChoiceText, ...]:
+    """As the terminal entry has them, when there are several."""
     return tuple(
         ChoiceText(index=index, text=text, finish_reason=reason) for index, (text, reason) in enumerate(choices)
     )

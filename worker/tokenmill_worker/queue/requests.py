@@ -41,11 +41,14 @@ class RequestBuilder:
         self._name = name
         self._known: dict[int, tuple[WireParams, SamplingParams]] = {}  # by identity: a decoder gives equals as one
 
-    def build(self, request_id: str, request: Request, told: tuple[ToldChoice, ...] = ()) -> EngineRequest:
-        """`told` is what earlier workers told of it, one per choice, or empty."""
+    def build(
+        self, request_id: str, request: Request, told: tuple[ToldChoice, ...] = (), *, prompt: str | None = None
+    ) -> EngineRequest:
+        """`told` is what earlier workers told of it, one per choice, or empty; `prompt`: to take for its own."""
         self._check_model(request.model)
         params = self._params(request)
-        prompt_token_ids = array("i", self._token_ids(request))  # which numpy takes as it is, here and in the engine
+        token_ids = self._token_ids(request) if prompt is None else self._model.tokenizer.encode(prompt)
+        prompt_token_ids = array("i", token_ids)  # which numpy takes as it is, here and in the engine
         self._model.engine.validate(prompt_token_ids, params)
         name = self._name(request_id)
         if name != request_id and params.seed is None:

@@ -84,8 +84,11 @@ class ChoiceText(Frozen):
     finish_reason: FinishReason | None = None
 
 
-class TerminalEntry(Frozen):
-    """The one final word. `text` is the whole text of choice 0; with n > 1 `choices` has all of them."""
+class TerminalEntry(NamedTuple):
+    """The one final word. `text` is the whole text of choice 0; with n > 1 `choices` has all of them.
+
+    (A named tuple for DeltaEntry's reason.)
+    """
 
     type: TerminalType
     finish_reason: FinishReason
@@ -100,8 +103,8 @@ class TerminalEntry(Frozen):
             "type": self.type,
             "finish_reason": self.finish_reason,
             "text": self.text,
-            "usage": self.usage.model_dump_json(),
-            "timings": self.timings.model_dump_json(exclude_none=True),
+            "usage": _usage_json(self.usage),
+            "timings": _timings_json(self.timings),
         }
         if self.choices is not None:
             fields["choices"] = _dump([choice.model_dump(exclude_none=True) for choice in self.choices])
@@ -149,16 +152,14 @@ def _decode_delta(fields: Fields) -> DeltaEntry:
 
 
 def _decode_terminal(fields: Fields) -> TerminalEntry:
-    return TerminalEntry.model_validate(
-        {
-            "type": fields[b"type"].decode(),
-            "finish_reason": fields[b"finish_reason"].decode(),
-            "text": fields.get(b"text", b"").decode(),
-            "choices": _optional(_CHOICES.validate_json, fields, b"choices"),
-            "usage": _optional(Usage.model_validate_json, fields, b"usage") or Usage(),
-            "error": _optional(ErrorInfo.model_validate_json, fields, b"error"),
-            "timings": _optional(Timings.model_validate_json, fields, b"timings") or Timings(),
-        }
+    return TerminalEntry(
+        cast("TerminalType", fields[b"type"].decode()),
+        _reason(fields[b"finish_reason"]),
+        fields.get(b"text", b"").decode(),
+        _optional(_CHOICES.validate_json, fields, b"choices"),
+        _optional(Usage.model_validate_json, fields, b"usage") or Usage(),
+        _optional(ErrorInfo.model_validate_json, fields, b"error"),
+        _optional(Timings.model_validate_json, fields, b"timings") or Timings(),
     )
 
 
@@ -171,6 +172,19 @@ def _reason(value: bytes) -> FinishReason:
     if reason not in _REASONS:
         raise ValueError(f"the finish_reason {reason!r} is none")
     return cast("FinishReason", reason)
+
+
+def _usage_json(usage: Usage) -> str:
+    """As pydantic writes it, at a quarter of the cost."""
+    return (
+        f'{{"prompt_tokens":{usage.prompt_tokens},"completion_tokens":{usage.completion_tokens},'
+        f'"cached_tokens":{usage.cached_tokens}}}'
+    )
+
+
+def _timings_json(timings: Timings) -> str:
+    told = (("queued", timings.queued), ("first_token", timings.first_token), ("total", timings.total))
+    return "{" + ",".join([f'"{name}":{value!r}' for name, value in told if value is not None]) + "}"
 
 
 def _logprob_fields(logprob: TokenLogprob) -> dict[str, object]:

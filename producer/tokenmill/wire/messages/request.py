@@ -293,16 +293,23 @@ class RequestDecoder:
 
     def decode(self, body: bytes) -> Request:
         """As `Request.decode`, with the same errors. Equal `sampling` is the same object."""
+        like, prompt = self.split(body)
+        return like if prompt is None else like._with_prompt(prompt)
+
+    def split(self, body: bytes) -> tuple[Request, str | None]:
+        """The same without a Request being made of every body: one that is like it, and the prompt in place of that
+        one's; None: it is the request itself.
+        """
         fields = decode_object(body)
         prompt = fields.get("prompt")
         if type(prompt) is not str or not prompt or b"\\u" in body:  # an escape may hide half a surrogate pair
-            return Request.from_object(fields)
+            return Request.from_object(fields), None
         fields["prompt"] = "-"
         kind = repr(fields)
         like = self._like.get(kind)
         if like is None:
             like = self._remember(kind, Request.from_object(fields))
-        return like._with_prompt(prompt)
+        return like, prompt
 
     def _remember(self, kind: str, like: Request) -> Request:
         if len(self._like) >= MAX_KINDS:

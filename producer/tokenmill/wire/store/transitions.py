@@ -325,21 +325,21 @@ def _begin_reply(status: Any, request_id: bytes, *rest: bytes) -> BeginReply:
     begun_ms, fence, body, published, epoch, failed, crashed, fingerprint, *more = rest
     accepted_ms, deadline_ms, first_token_ms, ttl_s, group = more
     return BeginReply(
-        status=status,
-        request_id=_text(request_id),
-        fence=int(fence),
-        body=body,
-        published=int(published or 0),
-        epoch=int(epoch or 0),
-        failed=int(failed or 0),
-        crashed=int(crashed or 0),
-        fingerprint=_text(fingerprint),
-        accepted_ms=int(accepted_ms),
-        begun_ms=int(begun_ms),
-        deadline_ms=int(deadline_ms) if deadline_ms else None,
-        first_token_ms=int(first_token_ms) if first_token_ms else None,
-        result_ttl_s=int(ttl_s),
-        group=_text(group) or None,
+        status,
+        _text(request_id),
+        int(fence),
+        body,
+        int(published or 0),
+        int(epoch or 0),
+        int(failed or 0),
+        int(crashed or 0),
+        _text(fingerprint),
+        int(accepted_ms),
+        int(begun_ms),
+        int(deadline_ms) if deadline_ms else None,
+        int(first_token_ms) if first_token_ms else None,
+        int(ttl_s),
+        _text(group) or None,
     )
 
 

@@ -65,8 +65,7 @@ class SubmitReply:
     retry_after_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One entry as a lane handed it out."""
 
     lane: Lane
@@ -101,8 +100,7 @@ def _group(name: bytes) -> str | None:
         raise DecodeError(f"group is not UTF-8: {error.reason} at byte {error.start}", param="group") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """An entry that a worker has read. `raw`: its job is made from this when there is none.
 
     `group`: as the entry or the raw request says; its keys must be declared. Use `Delivery.claim()`.
@@ -115,8 +113,7 @@ class Claim:
     group: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BeginReply:
+class BeginReply(NamedTuple):
     """What became of a claim. Only `begun` carries the rest; every other status is settled already: acked, and where
     a final word was due it is written.
 
@@ -166,8 +163,7 @@ class PublishReply(NamedTuple):
     is_cancelled: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finish:
+class Finish(NamedTuple):
     """The last deltas and the terminal entry of one running job. `group` as BeginReply gave it.
 
     `num_tokens`: tokens that must be told when the terminal entry is written, else the answer is `gap`; None takes

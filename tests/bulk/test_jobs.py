@@ -97,7 +97,7 @@ def test_a_folder_may_not_lead_out_by_a_link_in_it_and_stdin_stays_here(tmp_path
     (files / "rows" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
     with pytest.raises(PlaceError, match="leaves --files"):
         local(RunSpec(input=InputSpec(paths=("rows",)), out="out.jsonl"), files)
-    with pytest.raises(PlaceError, match="write it to a file"):
+    with pytest.raises(PlaceError, match="write it to a file that they see"):
         portable(RunSpec(input=InputSpec(paths=("-",)), out="out.jsonl"), None)
 
 
@@ -217,8 +217,9 @@ def test_runs_are_found_by_id_and_by_their_file(board: RunBoard, tmp_path: Path)
 # --- swept ---
 
 
-def sweeper_on(board: RunBoard, ttl_ms: int = 1) -> Sweeper:
-    return Sweeper(board.queue, board.store, RunTransitions(ttl_ms=ttl_ms))
+def sweeper_on(board: RunBoard, ttl_ms: int = 1, *, cancelled: list[Job] | None = None) -> Sweeper:
+    cancelled = [] if cancelled is None else cancelled
+    return Sweeper(board.queue, board.store, RunTransitions(ttl_ms=ttl_ms), cancelled.append)
 
 
 def begin_and_die(board: RunBoard, run_id: str) -> None:
@@ -265,8 +266,10 @@ def test_a_dead_run_that_shall_stop_is_stopped_and_frees_its_tenants_place(board
     waiting, _ = board.submit(make_spec("a"))
     begin_and_die(board, run_id)
     board.stop(run_id)
-    sweeper_on(board).sweep()
+    cancelled: list[Job] = []
+    sweeper_on(board, cancelled=cancelled).sweep()
     assert board.status(run_id).state == "stopped"
+    assert [job.id for job in cancelled] == [run_id], "what the dead worker had in flight"
     assert board.queue.get_job_ids() == [waiting]
 
 

@@ -57,8 +57,19 @@ def test_plain_lines_come_every_few_seconds_and_at_the_end() -> None:
     view.stop(tally)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "10 rows"
-    assert lines[-1].startswith("10/10 rows")
+    assert lines[-1] == "10/10 rows  0.8 rows/s  0 tok/s", "the rates of the whole"
     assert len(lines) == 4
+
+
+def test_who_sees_only_the_end_is_told_no_rates() -> None:
+    stream = io.StringIO()
+    view = LineView(stream, Clock())
+    view.start(Tally(num_rows=0))
+    view.stop(Tally(num_rows=0))
+    assert stream.getvalue() == ""
+    view.start(Tally(num_rows=4, num_done=2))
+    view.stop(Tally(num_rows=4, num_done=2))
+    assert stream.getvalue().splitlines() == ["4 rows", "2/4 rows"]
 
 
 def test_plain_lines_are_rare_while_nothing_happens() -> None:

@@ -46,6 +46,13 @@ def test_a_missing_column_is_told_with_those_there_are() -> None:
         make_renderer()({"question": "a"})
 
 
+def test_an_empty_column_is_told_apart_from_a_missing_one() -> None:
+    with pytest.raises(PromptError, match="the column 'q' is empty in this row"):
+        make_renderer(column="q")({"q": None})
+    with pytest.raises(PromptError, match="'prompt' and 'messages' are empty"):
+        make_renderer()({"prompt": None})
+
+
 def test_messages_cannot_be_raw() -> None:
     with pytest.raises(PromptError, match="cannot be sent raw"):
         make_renderer(is_raw=True)({"messages": []})

@@ -17,10 +17,11 @@ from tokenmill.bulk.identity import Recipe, seed_of
 from tokenmill.bulk.planner import OutgoingRow
 from tokenmill.bulk.progress import LineView, SilentView
 from tokenmill.bulk.report import RunReport
-from tokenmill.bulk.rows import Fields
+from tokenmill.bulk.rows import Fields, InputError
 from tokenmill.bulk.run import SendStatus
 from tokenmill.bulk.spec import InputSpec, Order, RunSpec
 from tokenmill.bulk.window import MIN_ROWS
+from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.keys import Lane
 from tokenmill.wire.messages import Request, SamplingParams
 
@@ -30,9 +31,9 @@ class PowerCutError(Exception):
 
 
 class FakeQueue:
-    """Answers in random order; may fail some rows, be busy, or see the power cut after a number of answers."""
+    """Answers in random order; may fail some rows, be busy, or raise an error after a number of answers."""
 
-    def __init__(self, *, seed: int = 0, answers_before_power_cut: int | None = None) -> None:
+    def __init__(self, *, seed: int = 0, answers_before: int | None = None, error: BaseException | None = None) -> None:
         self.random = random.Random(seed)
         self.sent: list[OutgoingRow] = []
         self.waiting: list[OutgoingRow] = []
@@ -41,7 +42,8 @@ class FakeQueue:
         self.failing: Callable[[OutgoingRow], bool] = lambda row: False
         self.num_busy_answers = 0
         self.max_waiting = 0
-        self.answers_left = answers_before_power_cut
+        self.answers_left = answers_before
+        self.error = error or PowerCutError()
 
     def send(self, rows: Sequence[OutgoingRow]) -> list[SendStatus]:
         return [self._send(row) for row in rows]
@@ -59,7 +61,7 @@ class FakeQueue:
 
     def wait(self, timeout_s: float) -> list[Answer]:
         if self.answers_left == 0:
-            raise PowerCutError
+            raise self.error
         self.random.shuffle(self.waiting)
         num_answers = self.random.randint(0, len(self.waiting))
         if self.answers_left is not None:
@@ -193,7 +195,7 @@ def test_a_run_killed_anywhere_is_finished_by_the_next_without_repeating_a_row(
     tmp_path_factory: pytest.TempPathFactory, seed: int, cut: int, window: int
 ) -> None:
     path = write_rows(tmp_path_factory.mktemp("run"), [*questions(*range(10)), *questions(3, 3)])
-    with_cut = FakeQueue(seed=seed, answers_before_power_cut=cut)
+    with_cut = FakeQueue(seed=seed, answers_before=cut)
     try:
         run(path, with_cut, window=window)
     except PowerCutError:
@@ -377,6 +379,33 @@ def test_the_reports_lie_beside_the_output_and_stay_when_nothing_is_left_to_do(t
     assert (folder / "report.svg").read_text().startswith("<svg")
     run(path, None)
     assert json.loads((folder / "report.json").read_text()) == told
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"), [(KeyboardInterrupt(), "interrupted"), (UnavailableError("away"), "no_server")]
+)
+def test_a_run_that_is_interrupted_leaves_a_report_that_says_so(
+    tmp_path: Path, error: BaseException, ending: str
+) -> None:
+    path = write_rows(tmp_path, questions(*range(5)))
+    with pytest.raises(type(error)):
+        run(path, FakeQueue(answers_before=2, error=error))
+    told = json.loads((tmp_path / "out.jsonl.tokenmill" / "report.json").read_text())
+    assert (told["ending"], told["num_done"]) == (ending, 2)
+    assert "3 missing" in (tmp_path / "out.jsonl.tokenmill" / "report.txt").read_text()
+
+
+def test_a_run_that_has_too_many_bad_rows_before_it_sends_one_leaves_a_report(tmp_path: Path) -> None:
+    run(write_rows(tmp_path, [{"other": n} for n in range(3)]), None, max_errors=1)
+    text = (tmp_path / "out.jsonl.tokenmill" / "report.txt").read_text()
+    assert "too many errors" in text
+    assert "(the first: no column 'q'; this row has 'other')" in text
+
+
+def test_an_input_that_is_not_there_leaves_no_output(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        run(tmp_path / "missing.jsonl", None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_input_that_changed_is_mentioned(tmp_path: Path) -> None:

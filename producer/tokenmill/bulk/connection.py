@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 from redis.exceptions import ResponseError
 
 from tokenmill.bulk.answers import Answer, Entry, fold
+from tokenmill.bulk.leftovers import cancel_group
 from tokenmill.bulk.planner import OutgoingRow
 from tokenmill.bulk.run import SendStatus
 from tokenmill.wire.errors import UnavailableError
@@ -42,6 +43,7 @@ class QueueConnection:
         self._keys = Keys(keys) if isinstance(keys, str) else keys
         self._transitions = Transitions(self._keys)
         self._store = Store(connect(url, key=self._keys.tag, block_s=SILENCE_S))
+        self._group = group
         self._fan_in = self._keys.group_done(group)
         self._on_idle = on_idle
         self._in_flight: dict[str, OutgoingRow] = {}
@@ -74,9 +76,8 @@ class QueueConnection:
         return self._patiently(self._read_slots)
 
     def abandon(self) -> None:
-        names = list(self._in_flight)
-        for start in range(0, len(names), MAX_JOBS_PER_CALL):
-            self._store.run(self._transitions.cancel(names[start : start + MAX_JOBS_PER_CALL]))
+        """All of the run, not only what this execution has sent."""
+        cancel_group(self._store, self._keys, self._group)
 
     def forget(self, request_ids: Sequence[str]) -> None:
         keys = [key for name in request_ids for key in (self._keys.job(name), self._keys.result(name))]

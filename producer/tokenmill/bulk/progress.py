@@ -4,7 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, TypeAlias
 
 RATE_WINDOW_S = 20.0  # rates are those of the last moments: what a person sees change, and what is left follows
 SAMPLE_INTERVAL_S = 0.5
@@ -44,15 +44,18 @@ class Pace:
     eta_s: float | None
 
 
+Sample: TypeAlias = tuple[float, int, int]  # time, rows settled by this run, completion tokens
+
+
 class Pacemaker:
     """Turns a tally looked at now and then into a pace."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._samples: deque[tuple[float, int, int]] = deque()  # time, rows settled by this run, completion tokens
+        self._samples: deque[Sample] = deque()
 
     def look(self, tally: Tally) -> Pace:
-        now = (self._clock(), tally.num_done + tally.num_failed, tally.completion_tokens)
+        now = _sample(self._clock(), tally)
         if not self._samples or now[0] - self._samples[-1][0] >= SAMPLE_INTERVAL_S:
             self._samples.append(now)
         while now[0] - self._samples[0][0] > RATE_WINDOW_S and len(self._samples) > 1:
@@ -60,7 +63,11 @@ class Pacemaker:
         return _pace(self._samples[0], now, num_left=max(0, tally.num_rows - tally.num_settled))
 
 
-def _pace(before: tuple[float, int, int], now: tuple[float, int, int], *, num_left: int) -> Pace:
+def _sample(now_s: float, tally: Tally) -> Sample:
+    return now_s, tally.num_done + tally.num_failed, tally.completion_tokens
+
+
+def _pace(before: Sample, now: Sample, *, num_left: int) -> Pace:
     elapsed_s = now[0] - before[0]
     if elapsed_s <= 0:
         return Pace(0.0, 0.0, None)
@@ -69,14 +76,13 @@ def _pace(before: tuple[float, int, int], now: tuple[float, int, int], *, num_le
     return Pace(rows_per_s, (now[2] - before[2]) / elapsed_s, eta_s)
 
 
-def describe(tally: Tally, pace: Pace) -> str:
+def describe(tally: Tally, pace: Pace | None) -> str:
     """One line: `12/64 rows  3.1 rows/s  210 tok/s  ETA 0:17  cache 40%  2 failed`."""
-    parts = [
-        f"{tally.num_settled}/{tally.num_rows} rows",
-        f"{pace.rows_per_s:,.1f} rows/s",
-        f"{pace.tokens_per_s:,.0f} tok/s",
-        f"ETA {format_duration(pace.eta_s)}",
-    ]
+    parts = [f"{tally.num_settled}/{tally.num_rows} rows"]
+    if pace is not None:
+        parts += [f"{pace.rows_per_s:,.1f} rows/s", f"{pace.tokens_per_s:,.0f} tok/s"]
+    if pace is not None and tally.num_settled < tally.num_rows:
+        parts.append(f"ETA {format_duration(pace.eta_s)}")
     if tally.cached_tokens:
         parts.append(f"cache {tally.cached_tokens / tally.prompt_tokens:.0%}")
     if tally.num_failed:
@@ -126,9 +132,12 @@ class LineView:
         self._pacemaker = Pacemaker(clock)
         self._last_s = clock()
         self._last_settled = 0
+        self._start = _sample(self._last_s, Tally(num_rows=0))
 
     def start(self, tally: Tally) -> None:
-        self._write(f"{tally.num_rows} rows")
+        self._start = _sample(self._clock(), tally)
+        if tally.num_rows:
+            self._write(f"{tally.num_rows} rows")
 
     def update(self, tally: Tally) -> None:
         pace = self._pacemaker.look(tally)
@@ -141,7 +150,11 @@ class LineView:
         self._write(message)
 
     def stop(self, tally: Tally) -> None:
-        self._write(describe(tally, self._pacemaker.look(tally)))
+        """The last line has the rates of the whole; one who only saw the end knows none."""
+        now = _sample(self._clock(), tally)
+        pace = _pace(self._start, now, num_left=max(0, tally.num_rows - tally.num_settled))
+        if tally.num_rows:
+            self._write(describe(tally, pace if now[1] > self._start[1] else None))
 
     def _write(self, line: str) -> None:
         self._last_s = self._clock()

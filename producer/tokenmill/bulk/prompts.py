@@ -81,9 +81,11 @@ def _messages(value: list[JSON], *, is_raw: bool) -> Fields:
 
 
 def _column(fields: Fields, column: str) -> JSON:
-    value = fields.get(column)
-    if value is None:
+    if column not in fields:
         raise PromptError(f"no column {column!r}; this row has {_names(fields)}")
+    value = fields[column]
+    if value is None:
+        raise PromptError(f"the column {column!r} is empty in this row")
     return value
 
 
@@ -95,6 +97,8 @@ def _default(fields: Fields) -> JSON:
         return messages
     if fields.get("prompt") is not None:
         return fields["prompt"]
+    if "messages" in fields or "prompt" in fields:
+        raise PromptError("the columns 'prompt' and 'messages' are empty in this row")
     raise PromptError(f"no column 'prompt' or 'messages'; name one with --column: this row has {_names(fields)}")
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from tokenmill.bulk.progress import format_duration
 from tokenmill.bulk.rows import Fields
 
-Ending = Literal["complete", "stopped", "too_many_errors"]
+Ending = Literal["complete", "stopped", "too_many_errors", "interrupted", "no_server"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,8 +15,8 @@ class RunReport:
     """What became of a run. Done and failed rows are this run's; skipped ones were done before.
 
     `elapsed_s` is the time from the first row sent to the last one written; starting a local worker is not in it.
-    `latency_s`: from sending a row to having its answer, at some percentiles of this run's rows. `ending`: `stopped`
-    by somebody or by `max_errors`, rows are missing, and the next run does them.
+    `latency_s`: from sending a row to having its answer, at some percentiles of this run's rows. `ending`: with any but
+    `complete` rows are missing, and the next run does them. `first_error`: why the first of the failed rows did.
     """
 
     num_rows: int
@@ -32,6 +32,7 @@ class RunReport:
     started_at: str = ""
     out: str
     errors: str | None
+    first_error: str | None = None
     ending: Ending = "complete"
 
     @property
@@ -75,7 +76,7 @@ def _lines(report: RunReport) -> Iterator[tuple[str, str]]:
     if report.latency_s:
         yield "latency", ", ".join(f"{name} {seconds:,.2f} s" for name, seconds in report.latency_s.items())
     if report.errors is not None:
-        yield "errors", report.errors
+        yield "errors", f"{report.errors}  (the first: {report.first_error})"
 
 
 def _rows(report: RunReport) -> str:

@@ -32,6 +32,7 @@ from tokenmill.bulk.window import Window
 SYNC_ROWS = 2_000  # rows that a power cut may cost at most, and the server still has them ...
 SYNC_INTERVAL_S = 1.0  # ... or this much time's worth: whichever comes first
 WAIT_S = 0.5  # how long one wait for answers may take: bounds the reaction to Ctrl-C and to a dead worker
+MAX_REASON_CHARS = 200  # of the first failure, as the report tells it; the errors file has all of it
 UPDATE_ROWS = 1_000  # while rows are only skipped, the screen is refreshed this often
 
 
@@ -104,11 +105,13 @@ class BulkRun:
         self._num_bytes = 0  # of prompts in flight
         self._unsynced_ids: list[str] = []
         self._synced_s = time.monotonic()
+        self._started_at = ""
         self._elapsed_s = 0.0
+        self._first_error: str | None = None
         self._ending: Ending = "complete"
 
     def run(self) -> RunReport:
-        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         with opened_ledger(self._output.folder) as self._ledger:
             self._load_done_rows()
             own = own_files(Path(self._spec.out))
@@ -116,7 +119,7 @@ class BulkRun:
             self._tally.num_rows = num_rows * self._spec.samples
             self._work()
             self._put_in_order()
-        return self._report(started_at)
+        return self.report()
 
     def _work(self) -> None:
         try:
@@ -195,6 +198,7 @@ class BulkRun:
     def _fail(self, num: int, line: Fields) -> None:
         """A line in the errors file, for `num` completions that will be missing."""
         self._output.append_error(line)
+        self._first_error = self._first_error or _reason(line)
         self._tally.num_failed += num
         most = self._spec.max_errors
         if most is not None and self._tally.num_failed > most:
@@ -264,7 +268,8 @@ class BulkRun:
         if self._spec.order == "input" and not _is_ascending(self._ledger.starts_in_input_order()):
             self._output.reorder(self._ledger.starts_in_input_order())
 
-    def _report(self, started_at: str) -> RunReport:
+    def report(self) -> RunReport:
+        """As far as it has come, also when something else than its end has ended it."""
         tally = self._tally
         return RunReport(
             num_rows=max(tally.num_rows, tally.num_settled),
@@ -277,9 +282,10 @@ class BulkRun:
             finish_reasons=dict(sorted(tally.finish_reasons.items())),
             elapsed_s=round(self._elapsed_s, 3),
             latency_s=self._latencies.percentiles(),
-            started_at=started_at,
+            started_at=self._started_at,
             out=str(self._output.path),
             errors=str(self._output.errors_path) if tally.num_failed else None,
+            first_error=self._first_error,
             ending=self._ending,
         )
 
@@ -319,6 +325,12 @@ def _error_row(row: OutgoingRow, error: tuple[str, str]) -> Fields:
         "input": row.row.fields,
         "error": {"code": code, "message": message},
     }
+
+
+def _reason(error_line: Fields) -> str:
+    error = error_line["error"]
+    message = str(error["message"]) if isinstance(error, dict) else ""
+    return message if len(message) <= MAX_REASON_CHARS else message[:MAX_REASON_CHARS] + "..."
 
 
 def _is_ascending(numbers: Iterator[int]) -> bool:

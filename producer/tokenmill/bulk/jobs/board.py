@@ -14,6 +14,7 @@ from rq.serializers import JSONSerializer
 from tokenmill.bulk.jobs.limits import NOBODY, LimitBook
 from tokenmill.bulk.jobs.places import run_id_of
 from tokenmill.bulk.jobs.task import TASK
+from tokenmill.bulk.leftovers import cancel_leftovers
 from tokenmill.bulk.rows import Fields
 from tokenmill.bulk.spec import RunSpec, SpecError
 from tokenmill.wire.errors import InvalidRequestError, TokenmillError
@@ -141,6 +142,10 @@ class RunBoard:
                 return False
         return True
 
+    def cancel_leftovers(self, run_id: str, url: str) -> int:
+        """Cancels what a run has on its queue at `url`, whoever sent it; how many requests. UnavailableError."""
+        return cancel_leftovers_of(self._job(run_id), url)
+
     def resume(self, run_id: str, *, only_failed: bool = False) -> None:
         """Queues a run that ended: it does what is missing, or only what failed and is not bad."""
         job = self._job(run_id)
@@ -260,6 +265,12 @@ class RunBoard:
 
 
 _ENDED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
+
+
+def cancel_leftovers_of(job: Job, url: str) -> int:
+    """Nothing while no execution of it has reached the queue."""
+    group = job.meta.get("group")
+    return cancel_leftovers(url, _spec_of(job).queue, group) if isinstance(group, str) else 0
 
 
 def connect_store(url: str, *, block_s: float = 0.0) -> Store:

@@ -42,7 +42,10 @@ def local(spec: RunSpec, files: Path | None) -> RunSpec:
 
 def _portable_path(path: str, files: Path | None) -> str:
     if path == STDIN:
-        raise PlaceError("a run that others execute cannot read this stdin: write it to a file first")
+        raise PlaceError(
+            "bulk workers cannot read this stdin: write it to a file that they see (cat > rows.jsonl) and submit that, "
+            "or let `tokenmill bulk run -` read it here"
+        )
     if is_url(path):
         if files is not None:
             raise PlaceError(f"{path} is not below --files {files}")

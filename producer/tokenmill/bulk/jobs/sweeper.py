@@ -6,6 +6,7 @@ A thread of every bulk worker. Whatever it does may be done by two of them at on
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Self
 
 from redis.exceptions import RedisError
@@ -27,10 +28,12 @@ log = logging.getLogger("rq.worker")
 class Sweeper:
     """A context manager; `sweep` is one turn of it."""
 
-    def __init__(self, queue: Queue, store: Store, runs: RunTransitions) -> None:
+    def __init__(self, queue: Queue, store: Store, runs: RunTransitions, cancel: Callable[[Job], object]) -> None:
+        """`cancel` is called for a run that shall stop and whose worker is dead: with its requests."""
         self._queue = queue
         self._store = store
         self._runs = runs
+        self._cancel = cancel
         self._lease_s = runs.ttl_ms / 1000
         self._interval_s = min(MAX_INTERVAL_S, self._lease_s / 5)
         self._scheduler = RQScheduler(
@@ -85,6 +88,7 @@ class Sweeper:
     def _settle(self, job: Job, taken: Reclaimed) -> None:
         if taken.is_stop_wanted:
             self._end(job, JobStatus.STOPPED, "stopped; its worker had died")
+            self._cancel(job)
         elif taken.num_retaken > MAX_RETAKEN:
             self._end(job, JobStatus.FAILED, f"its workers died {taken.num_retaken} times without finishing a row")
         else:

@@ -46,7 +46,8 @@ def export_command(
         else:
             _write(_rows_of(out), Path(target), out_format)
     except OSError as error:
-        fail(f"{error.filename or target}: {error.strerror}")
+        is_draft = str(error.filename).endswith(".new")  # a name of ours, which would tell the user nothing
+        fail(f"{target if is_draft else error.filename or target}: {error.strerror}")
     except (OutputError, InputError) as error:
         fail(str(error))
 

@@ -38,7 +38,10 @@ AGAIN = "run the same command again: only what is missing will be done"
 @click.command(
     "run",
     help=with_exit_codes(
-        """Generate a completion for every row of INPUT (.jsonl, .ndjson, .csv, .tsv) and write it to --out (JSONL).
+        """Generate a completion for every row of INPUT and write it to --out, row by row.
+
+        INPUT is one or more files (JSONL, CSV, Parquet, Arrow, OpenAI Batch), folders, globs or URLs, - for stdin, or
+        hf://owner/name; --out ends in .jsonl, .parquet or .csv.
 
         \b
         tokenmill bulk run questions.jsonl --column question --out answers.jsonl --local --model smollm2
@@ -217,5 +220,5 @@ def _summary(report: RunReport) -> str:
             f"{report.completion_tokens:,} tokens, {report.completion_tokens / report.elapsed_s:,.0f} a second"
         )
     if report.num_failed:
-        parts.append(f"{report.num_failed} failed: see {report.errors}")
+        parts.append(f"{report.num_failed} failed: see {report.errors} (the first: {report.first_error})")
     return f"{'; '.join(parts)} -> {report.out}"

@@ -26,7 +26,7 @@ from tokenmill.cli.options import DURATION, json_option, queue_options
         It prints the run's id. One output file is one run: the same command again, while the run is on its way,
         answers with that run; after its end it starts it again, and what is done is not done again.
         """,
-        "0 queued, or on its way already, 1 another run writes that file, 2 wrong usage, 3 no server",
+        "0 queued, or on its way already, 2 another run writes that file, or wrong usage, 3 no server",
     ),
 )
 @spec_options

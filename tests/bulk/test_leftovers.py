@@ -35,9 +35,8 @@ def test_unfinished_requests_of_the_group_are_cancelled_and_no_others(
         hands.submit(*(submission(OTHER, number) for number in range(3) if hands.keys.owns(f"{OTHER}:{number}")))
     first, *_ = parts
     begun = first.begin(first.fetch(Lane.BULK)[0].claim())[0]
-    assert (
-        cancel_leftovers(redis_url, QueueSpec(name=queue, partitions=num_partitions), RUN) == NUM_ROWS * num_partitions
-    )
+    spec = QueueSpec(name=queue, partitions=num_partitions)
+    assert cancel_leftovers(redis_url, spec, RUN) == NUM_ROWS * num_partitions
     assert store.client.smembers(first.keys.cancels(first.worker)) == {begun.request_id.encode()}
     others = [state_of(hands, OTHER, number) for hands in parts for number in range(3)]
     assert [state for state in others if state] == ["queued"] * 3

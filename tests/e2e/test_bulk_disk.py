@@ -4,22 +4,18 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
-
-from tests.e2e.commands import TIMEOUT_S, command, environment, num_lines, tokenmill
+from tests.e2e.commands import TIMEOUT_S, command, environment, num_lines, tokenmill_here
 
 NUM_ROWS = 600
 FILE_BYTES = 60_000  # as large as a file may become: a third of the rows; the scratch files stay below it
 
-pytestmark = pytest.mark.usefixtures("worker")
-
 
 def test_an_output_that_can_grow_no_further_ends_the_run_and_the_same_command_goes_on(
-    redis_url: str, queue: str, tmp_path: Path
+    served: tuple[str, ...], tmp_path: Path
 ) -> None:
     questions, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     questions.write_text("".join(json.dumps({"question": f"question {n}"}) + "\n" for n in range(NUM_ROWS)))
-    options = ("--column", "question", "--max-tokens", 8, "--temperature", 0, "--redis", redis_url, "--queue", queue)
+    options = ("--column", "question", "--max-tokens", 8, "--temperature", 0, *served)
     arguments = ("bulk", "run", questions, "--out", out, *options)
     limited = subprocess.run(
         ["prlimit", f"--fsize={FILE_BYTES}", *command(*arguments)],
@@ -35,7 +31,7 @@ def test_an_output_that_can_grow_no_further_ends_the_run_and_the_same_command_go
     assert "Traceback" not in limited.stderr
     assert 0 < num_lines(out) < NUM_ROWS
     assert out.read_bytes().endswith(b"\n")
-    done = tokenmill(*arguments)
+    done = tokenmill_here(*arguments)
     assert done.returncode == 0, done.stderr
     assert len({json.loads(line)["row_hash"] for line in out.read_bytes().splitlines()}) == NUM_ROWS
 
@@ -44,6 +40,6 @@ def test_an_output_in_a_folder_that_is_a_file_is_told_before_anything_starts(tmp
     (tmp_path / "file").write_text("")
     questions = tmp_path / "rows.jsonl"
     questions.write_text('{"prompt": "a"}\n')
-    refused = tokenmill("bulk", "run", questions, "--out", tmp_path / "file" / "out.jsonl")
+    refused = tokenmill_here("bulk", "run", questions, "--out", tmp_path / "file" / "out.jsonl")
     assert refused.returncode == 2
     assert "cannot write" in refused.stderr

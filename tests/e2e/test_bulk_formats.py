@@ -7,11 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from tests.e2e.commands import tokenmill
+from tests.e2e.commands import tokenmill_here
 
 TURNS = [{"role": "user", "content": "hi"}]
 
@@ -24,35 +23,29 @@ def batch_line(name: str, url: str = "/v1/chat/completions", **body: Any) -> str
     return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": {"model": "gpt-4o-mini", **body}})
 
 
-@pytest.fixture
-def server(worker: object, redis_url: str, queue: str) -> tuple[str, ...]:
-    """The options that lead to the test's worker."""
-    return ("--redis", redis_url, "--queue", queue)
-
-
-def test_parquet_goes_in_and_comes_back_with_completions(server: tuple[str, ...], tmp_path: Path) -> None:
+def test_parquet_goes_in_and_comes_back_with_completions(served: tuple[str, ...], tmp_path: Path) -> None:
     source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
     pq.write_table(pa.table({"question": [f"q {n}" for n in range(20)], "n": range(20)}), source)
-    options = ("--out", out, "--column", "question", "--max-tokens", 4, *server)
-    first = tokenmill("bulk", "run", source, *options)
+    options = ("--out", out, "--column", "question", "--max-tokens", 4, *served)
+    first = tokenmill_here("bulk", "run", source, *options)
     assert first.returncode == 0, first.stderr
     assert str(out) in first.stdout
     rows = pq.read_table(out).to_pylist()
     assert [(row["question"], row["n"]) for row in rows] == [(f"q {n}", n) for n in range(20)]
     assert all(row["completion_tokens"] == 4 and row["completion"] for row in rows)
     before = out.read_bytes()
-    assert "nothing to do" in tokenmill("bulk", "run", source, *options).stdout
+    assert "nothing to do" in tokenmill_here("bulk", "run", source, *options).stdout
     assert out.read_bytes() == before
 
 
-def test_a_folder_of_several_formats_is_one_dataset(server: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_folder_of_several_formats_is_one_dataset(served: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     pq.write_table(pa.table({"q": ["one"]}), folder / "a.parquet")
     (folder / "b.csv").write_text("q\ntwo\n")
     out = folder / "out.jsonl"
     for _ in range(2):  # the second time, `out` is in the folder, too
-        report = tokenmill("bulk", "run", folder, "--out", out, "--column", "q", "--max-tokens", 4, *server)
+        report = tokenmill_here("bulk", "run", folder, "--out", out, "--column", "q", "--max-tokens", 4, *served)
         assert report.returncode == 0, report.stderr
     assert [row["input"] for row in lines_of(out)] == [{"q": "one"}, {"q": "two"}]
 
@@ -71,7 +64,7 @@ def test_an_openai_batch_file_runs_unchanged(tmp_path: Path) -> None:
     ]
     batch.write_text("\n".join(lines) + "\n")
     command = ("bulk", "run", batch, "--out", out, "--local", "--model", "echo")
-    report = tokenmill(*command)
+    report = tokenmill_here(*command)
     assert report.returncode == 1, report.stderr
     chat, text, two = lines_of(out)
     assert [line["custom_id"] for line in (chat, text, two)] == ["chat", "text", "two"]
@@ -88,19 +81,19 @@ def test_an_openai_batch_file_runs_unchanged(tmp_path: Path) -> None:
     assert "temperature" in errors["hot"]["response"]["body"]["error"]["message"]
     assert errors[None]["error"]["code"] == "invalid_json_line"
     before = out.read_bytes()
-    assert tokenmill(*command).returncode == 1
+    assert tokenmill_here(*command).returncode == 1
     assert out.read_bytes() == before
 
 
-def test_rows_may_be_piped_in(server: tuple[str, ...], tmp_path: Path) -> None:
+def test_rows_may_be_piped_in(served: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    arguments = ("bulk", "run", "-", "--format", "csv", "--out", out, "--column", "q", "--max-tokens", 4, *server)
-    piped = tokenmill(*arguments, stdin="q\none\ntwo\n")
+    arguments = ("bulk", "run", "-", "--format", "csv", "--out", out, "--column", "q", "--max-tokens", 4, *served)
+    piped = tokenmill_here(*arguments, stdin="q\none\ntwo\n")
     assert piped.returncode == 0, piped.stderr
     assert [row["input"] for row in lines_of(out)] == [{"q": "one"}, {"q": "two"}]
-    again = tokenmill(*arguments)
+    again = tokenmill_here(*arguments)
     assert (again.returncode, "nothing to do (2 rows" in again.stdout) == (0, True)
-    empty = tokenmill("bulk", "run", "-", "--out", tmp_path / "none.jsonl", *server)
+    empty = tokenmill_here("bulk", "run", "-", "--out", tmp_path / "none.jsonl", *served)
     assert_usage_error(empty, "pipe rows in")
 
 
@@ -111,7 +104,7 @@ def assert_usage_error(report: subprocess.CompletedProcess[str], reason: str) ->
 
 
 def test_every_kind_of_bad_row_is_listed_with_its_reason_and_the_rest_is_done(
-    server: tuple[str, ...], tmp_path: Path
+    served: tuple[str, ...], tmp_path: Path
 ) -> None:
     rows = [
         '{"word": "one", "heat": 0.5}',
@@ -131,7 +124,7 @@ def test_every_kind_of_bad_row_is_listed_with_its_reason_and_the_rest_is_done(
     source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(b"".join(row.encode() + b"\n" for row in rows) + b'{"word": "\xff"}\n')
     options = ("--template", "Say {{ word.upper() }}", "--params-from", "temperature=heat", "--max-tokens", 4)
-    report = tokenmill("bulk", "run", source, "--out", out, *options, *server)
+    report = tokenmill_here("bulk", "run", source, "--out", out, *options, *served)
     assert report.returncode == 1, report.stderr
     assert [row["input"]["word"] for row in lines_of(out)] == ["one", "three"]
     reasons = {error["row"]: error["error"]["message"] for error in lines_of(tmp_path / "out.errors.jsonl")}
@@ -154,15 +147,15 @@ def test_every_kind_of_bad_row_is_listed_with_its_reason_and_the_rest_is_done(
         assert reason in reasons[number], (number, reasons[number])
 
 
-def test_a_preview_counts_tokens_and_a_dry_run_measures(server: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_preview_counts_tokens_and_a_dry_run_measures(served: tuple[str, ...], tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"q": "hi", "n": 3}\n{"q": "you", "n": 5}\n')
-    options = ("--column", "q", "--system", "Be brief.", "--params-from", "max_tokens=n", *server)
-    shown = tokenmill("bulk", "run", source, *options, "--preview", 2)
+    options = ("--column", "q", "--system", "Be brief.", "--params-from", "max_tokens=n", *served)
+    shown = tokenmill_here("bulk", "run", source, *options, "--preview", 2)
     assert shown.returncode == 0, shown.stderr
     assert "system: Be brief.\n  user: hi" in shown.stdout
     assert shown.stdout.count(" tokens\n") == 2
-    measured = tokenmill("bulk", "run", source, *options, "--dry-run", "--json")
+    measured = tokenmill_here("bulk", "run", source, *options, "--dry-run", "--json")
     assert json.loads(measured.stdout)["completion_tokens"]["likely"] == 8
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-    assert_usage_error(tokenmill("bulk", "run", source, *options), "--out")
+    assert_usage_error(tokenmill_here("bulk", "run", source, *options), "--out")

@@ -17,7 +17,7 @@ from tokenmill.bulk.jobs.limits import Limits
 from tokenmill.bulk.jobs.places import run_id_of
 from tokenmill.bulk.spec import InputSpec, RunSpec
 
-from tests.e2e.commands import environment, num_lines, started, tokenmill
+from tests.e2e.commands import environment, num_lines, started, tokenmill, tokenmill_here
 from tests.support.servers import running_server
 from tests.support.waiting import wait_until
 
@@ -81,7 +81,7 @@ def wait_ended(board: RunBoard, run_id: str) -> None:
 
 def undisturbed(url: str, questions: Path) -> bytes:
     out = questions.with_name("undisturbed.jsonl")
-    report = tokenmill("bulk", "run", questions, "--out", out, *OPTIONS, "--redis", url)
+    report = tokenmill_here("bulk", "run", questions, "--out", out, *OPTIONS, "--redis", url)
     assert report.returncode == 0, report.stderr
     return out.read_bytes()
 
@@ -100,10 +100,10 @@ def test_a_run_is_submitted_watched_exported_and_seen_by_rq(url: str, tmp_path: 
         watched = tokenmill("bulk", "watch", run_id, "--redis", url)
     assert watched.returncode == 1, "one row is bad, as `bulk run` would say"
     assert "31/31 rows" in watched.stdout
-    status = tokenmill("bulk", "status", tmp_path / "out.jsonl", "--redis", url, "--json")
+    status = tokenmill_here("bulk", "status", tmp_path / "out.jsonl", "--redis", url, "--json")
     told = json.loads(status.stdout)
     assert (told["state"], told["report"]["num_done"], told["report"]["num_failed"]) == ("done", 30, 1)
-    assert run_id in tokenmill("bulk", "status", "--redis", url).stdout
+    assert run_id in tokenmill_here("bulk", "status", "--redis", url).stdout
     info = subprocess.run(
         [sys.executable, "-m", "rq.cli", "info", "--url", url, "--raw"],
         env=environment(),
@@ -166,8 +166,8 @@ def test_rqs_own_stop_command_stops_a_run(url: str, board: RunBoard, tmp_path: P
         send_stop_job_command(board.queue.connection, run_id, serializer=board.queue.serializer)
         wait_ended(board, run_id)
     assert board.status(run_id).state == "stopped"
-    assert tokenmill("bulk", "resume", run_id, "--redis", url).stdout.strip() == run_id
-    assert tokenmill("bulk", "stop", out, "--redis", url).stdout.strip() == f"{run_id} stops"
+    assert tokenmill_here("bulk", "resume", run_id, "--redis", url).stdout.strip() == run_id
+    assert tokenmill_here("bulk", "stop", out, "--redis", url).stdout.strip() == f"{run_id} stops"
     assert num_lines(out) < 100
 
 
@@ -267,7 +267,7 @@ def test_a_file_that_the_worker_cannot_read_is_named_in_the_status(url: str, boa
     assert status.state == "failed"
     assert status.error is not None
     assert "this bulk worker touches nothing else" in status.error
-    told = tokenmill("bulk", "status", run_id, "--redis", url).stdout
+    told = tokenmill_here("bulk", "status", run_id, "--redis", url).stdout
     assert "touches nothing else" in told
     assert "Traceback" not in told
 
@@ -306,9 +306,9 @@ def forget_two_rows(out: Path) -> None:
 
 def test_failed_rows_of_a_run_of_this_machine_are_tried_again_and_no_others(url: str, tmp_path: Path) -> None:
     questions, out = write_questions(tmp_path, 6), tmp_path / "out.jsonl"
-    assert tokenmill("bulk", "run", questions, "--out", out, *OPTIONS, "--redis", url).returncode == 0
+    assert tokenmill_here("bulk", "run", questions, "--out", out, *OPTIONS, "--redis", url).returncode == 0
     forget_two_rows(out)
-    retried = tokenmill("bulk", "retry-failed", out, "--redis", url, "--json")
+    retried = tokenmill_here("bulk", "retry-failed", out, "--redis", url, "--json")
     assert retried.returncode == 0, retried.stderr
     assert json.loads(retried.stdout)["num_done"] == 1
     assert num_lines(out) == 5
@@ -322,7 +322,7 @@ def test_failed_rows_of_a_queued_run_are_tried_again_and_no_others(url: str, boa
         run_id = hand_in(board, questions)
         wait_ended(board, run_id)
         forget_two_rows(out)
-        assert tokenmill("bulk", "retry-failed", out, "--redis", url).stdout.strip() == run_id
+        assert tokenmill_here("bulk", "retry-failed", out, "--redis", url).stdout.strip() == run_id
         wait_ended(board, run_id)
         assert num_lines(out) == 5
         board.resume(run_id)
@@ -332,21 +332,21 @@ def test_failed_rows_of_a_queued_run_are_tried_again_and_no_others(url: str, boa
 
 def test_finished_rows_are_exported_in_any_format_while_the_run_goes_on(url: str, tmp_path: Path) -> None:
     questions, out = write_questions(tmp_path, 3), tmp_path / "out.jsonl"
-    assert tokenmill("bulk", "run", questions, "--out", out, *OPTIONS, "--redis", url).returncode == 0
+    assert tokenmill_here("bulk", "run", questions, "--out", out, *OPTIONS, "--redis", url).returncode == 0
     whole = out.read_bytes()
     out.write_bytes(whole + b'{"row_ha')
     for name in ("so-far.jsonl", "so-far.csv"):
-        exported = tokenmill("bulk", "export", out, "--to", tmp_path / name)
+        exported = tokenmill_here("bulk", "export", out, "--to", tmp_path / name)
         assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "so-far.jsonl").read_bytes() == whole
     assert "question 2" in (tmp_path / "so-far.csv").read_text()
-    assert tokenmill("bulk", "export", out, "--to", "-").stdout.encode() == whole
+    assert tokenmill_here("bulk", "export", out, "--to", "-").stdout.encode() == whole
 
 
 @pytest.mark.slow
 def test_limits_are_set_shown_and_cleared(url: str) -> None:
-    tokenmill("bulk", "limits", "team", "--runs", 2, "--redis", url)
-    shown = tokenmill("bulk", "limits", "team", "--rows-per-day", 1_000, "--redis", url).stdout
+    tokenmill_here("bulk", "limits", "team", "--runs", 2, "--redis", url)
+    shown = tokenmill_here("bulk", "limits", "team", "--rows-per-day", 1_000, "--redis", url).stdout
     assert shown == "team: runs 2, rows 0 of 1,000 today, tokens 0 of any today\n"
-    assert "runs any" in tokenmill("bulk", "limits", "team", "--clear", "--redis", url).stdout
-    assert tokenmill("bulk", "limits", "--runs", 2, "--redis", url).returncode == 2
+    assert "runs any" in tokenmill_here("bulk", "limits", "team", "--clear", "--redis", url).stdout
+    assert tokenmill_here("bulk", "limits", "--runs", 2, "--redis", url).returncode == 2

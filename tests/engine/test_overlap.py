@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenmill_worker.engine.api import EngineRequest, FinishReason, RequestOutput, SamplingParams
+from tokenmill_worker.engine.ahead import HostLauncher
+from tokenmill_worker.engine.api import EngineConfig, EngineRequest, FinishReason, RequestOutput, SamplingParams
 from tokenmill_worker.engine.batch import Draws, Launch, PackedBatch, Sampled
-from tokenmill_worker.engine.echo import EchoRunner, sample
+from tokenmill_worker.engine.echo import EchoRunner, EchoTokenizer, sample
 from tokenmill_worker.engine.engine import Engine
 from tokenmill_worker.engine.offline import OutputDraft
 
@@ -331,3 +332,15 @@ def test_an_interrupt_while_a_step_is_read_loses_nothing() -> None:
     assert {name: draft.output().choices for name, draft in drafts.items()} == {
         name: out.choices for name, out in expected.items()
     }
+
+
+@pytest.mark.parametrize("can_launch", [True, False])
+def test_auto_is_overlapped_where_a_device_can_be_given_a_step_ahead(can_launch: bool) -> None:
+    """Only then the first step's tokens come with the second. Processes that share a model cannot."""
+    runner = EchoRunner(num_pages=16)
+    runner.device = "cuda:0"
+    if can_launch:
+        vars(runner)["launch"] = HostLauncher(runner).launch
+    engine = Engine(EngineConfig(model="echo"), runner=runner, tokenizer=EchoTokenizer())
+    engine.add_request(make_request("Hello"))
+    assert [event.request_id for event in engine.step()] == ([] if can_launch else ["r"])

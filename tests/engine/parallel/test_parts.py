@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-from tokenmill_worker.engine import echo
+from tokenmill_worker.engine import echo, guard
+from tokenmill_worker.engine.adapter import Adapter
 from tokenmill_worker.engine.api import EngineConfig, ModelError
+from tokenmill_worker.engine.attention.reference import ReferenceBackend
 from tokenmill_worker.engine.batch import PackedBatch
 from tokenmill_worker.engine.parallel.message import ARRAYS, Step, decode, encode
 from tokenmill_worker.engine.parallel.sharding import placement
 
-from tests.engine.models.tiny import PACKABLE
+from tests.engine.models.tiny import PACKABLE, make_model
 
 
 def test_a_step_survives_the_wire() -> None:
@@ -36,6 +38,17 @@ def test_heads_that_do_not_divide_are_refused_with_the_sizes_that_work() -> None
 def test_a_model_without_a_plan_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="no tensor parallel plan for gpt2"):
         placement(PACKABLE["gpt2"](), 2)
+
+
+def test_a_model_that_its_plan_makes_another_one_is_refused() -> None:
+    """Whatever a wrong plan does to the logits: here, those of other weights."""
+    model, other = make_model(PACKABLE["llama"]()), make_model(PACKABLE["llama"]())
+    truth = guard.check(Adapter(model, ReferenceBackend()), window=None, longest=100)
+    guard.check_sharded(truth, other)
+    for parameter in other.parameters():
+        parameter.data.mul_(1.05)
+    with pytest.raises(ModelError, match="transformers' plan does not fit it; set tensor_parallel_size to 1"):
+        guard.check_sharded(truth, other)
 
 
 def test_the_echo_model_cannot_be_shared() -> None:

@@ -1,14 +1,22 @@
-"""The same work by one process or by several that share the model: under torchrun, rank 0 writes down the answers."""
+"""The same work by one process or by several that share the model, forked here; rank 0 writes down the answers.
+
+    python -m tests.engine.parallel.work RESULT SIZE FOLDER [FOLDER ...]
+
+Importing what they need takes longer than the work, so it is done once, before they part.
+"""
 
 import contextlib
 import json
+import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenmill_worker.engine import loading
 from tokenmill_worker.engine.api import EngineConfig, EngineRequest, ModelLostError, SamplingParams
 from tokenmill_worker.engine.batch import Ints
 from tokenmill_worker.engine.engine import Engine
@@ -86,7 +94,6 @@ def _disturbed(engine: Engine) -> dict[str, list[int]]:
 
 def lost_amid(folder: Path, num_processes: int) -> Answers:
     """What rank 0 says when another is killed between two steps. That one does not return."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when one is killed
     vars(runner)["decode"] = _decode_a_few  # of the ranks that follow
     engine = Engine(config(folder, num_processes))
     try:
@@ -103,14 +110,48 @@ def _decode_a_few(message: Ints, seen: list[int] = []) -> Step:  # noqa: B006  #
     return decode(message)
 
 
-def main(result: Path, num_processes: int, folders: Sequence[str]) -> None:
-    torch.set_num_threads(1)
+class Heard(logging.Handler):
+    """What was logged of how the model is shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        loading._logger.addHandler(self)
+        loading._logger.setLevel(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def work(result: Path, num_processes: int, folders: Sequence[str]) -> None:
     found: dict[str, Answers] = {}
+    heard = Heard()
     for folder in folders:
         with contextlib.suppress(SystemExit):  # this process followed; the next model is next
             found[folder] = answers(Path(folder), num_processes)
     found["lost"] = lost_amid(Path(folders[0]), num_processes)
+    found["logged"] = {"lines": heard.lines}
     result.write_text(json.dumps(found))
+
+
+def main(result: Path, num_processes: int, folders: Sequence[str]) -> None:
+    """The variables are those of torchrun. Rank 0's end is everybody's: the one that was killed cannot say so."""
+    torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    for rank in range(1, num_processes):
+        if not os.fork():
+            os.environ["RANK"] = str(rank)
+            work(result, num_processes, folders)
+            return
+    os.environ["RANK"] = "0"
+    work(result, num_processes, folders)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 if __name__ == "__main__":

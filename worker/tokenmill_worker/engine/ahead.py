@@ -46,6 +46,11 @@ class HostLauncher(Launcher):
         return replace(batch, token_ids=token_ids)
 
 
+def can_launch(runner: Runner) -> bool:
+    """Whether it returns before a step has run."""
+    return hasattr(runner, "launch")
+
+
 def launcher_of(runner: Runner) -> Launcher:
     """The runner itself, if it can."""
-    return cast("Launcher", runner) if hasattr(runner, "launch") else HostLauncher(runner)
+    return cast("Launcher", runner) if can_launch(runner) else HostLauncher(runner)

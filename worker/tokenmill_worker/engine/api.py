@@ -133,7 +133,8 @@ class EngineConfig:
     auto is 1 on a CPU.
     `quantization`: of the linear layers, on a CPU: w8a8 (int8 weights, activations rounded to 8 bits for each token)
     or w8a16 (int8 weights alone). Other results than the unquantized model's, on purpose.
-    `overlap`: launch a step before the one before it is read; the results are the same. auto does on a GPU.
+    `overlap`: launch a step before the one before it is read; the results are the same. auto does on a GPU, unless
+    several processes share the model.
     `tensor_parallel_size`: processes that share the model, all started by torchrun. On rank 0 an Engine is as ever; on
     the others its constructor serves rank 0 and then ends the process.
     `cuda_graphs`: capture decode steps on a GPU, where they are launched ahead and the attention backend allows it.

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenmill_worker.engine import echo
 from tokenmill_worker.engine.active import ActiveRequest, Choice
-from tokenmill_worker.engine.ahead import InFlight, launcher_of
+from tokenmill_worker.engine.ahead import InFlight, can_launch, launcher_of
 from tokenmill_worker.engine.api import (
     Capacity,
     EngineConfig,
@@ -64,7 +64,7 @@ class Engine:
         self.max_model_len = min(loaded.runner.max_model_len, config.max_model_len or loaded.runner.max_model_len)
         self._runner = loaded.runner
         self._launcher = launcher_of(loaded.runner)
-        self._is_overlapped = _is_overlapped(config, loaded.runner.device)
+        self._is_overlapped = _is_overlapped(config, loaded.runner)
         self._in_flight: deque[InFlight] = deque()  # launched and not read, the oldest first
         self._close_runner = loaded.close
         self._pages = Pages(
@@ -412,9 +412,11 @@ class Engine:
         return run_offline(self, requests, max_active=2 * self.config.max_num_seqs)
 
 
-def _is_overlapped(config: EngineConfig, device: str) -> bool:
-    """On a CPU the loop would wait for itself: the same cores compute, and a row would take part once too often."""
-    return device.startswith("cuda") if config.overlap == "auto" else config.overlap
+def _is_overlapped(config: EngineConfig, runner: Runner) -> bool:
+    """On a CPU the loop would wait for itself: the same cores compute, and a row would take part once too often. So it
+    would with a runner that cannot launch.
+    """
+    return runner.device.startswith("cuda") and can_launch(runner) if config.overlap == "auto" else config.overlap
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -45,6 +45,7 @@ class Truth(NamedTuple):
     dtype: torch.dtype
     allowed: float
     measure: Callable[[Sequence[Tensor], Sequence[Tensor]], float]
+    is_exact: bool = True  # in float32
 
     def check(self, adapter: Adapter) -> None:
         """Raises ModelError when the packed logits differ. May be asked again, of the same model in another form."""
@@ -67,13 +68,31 @@ def check(adapter: Adapter, *, window: int | None, longest: int) -> Truth:
     return truth
 
 
+@torch.inference_mode()
+def check_sharded(truth: Truth, whole: PreTrainedModel) -> None:
+    """Raises ModelError when the plain logits of a sharded model, which are exact, are not those of the unsharded one.
+
+    `whole`: that one, with eager attention and in float32.
+    """
+    inputs = [torch.from_numpy(sequence.astype(np.int64)).to(whole.device)[None] for sequence in truth.sequences]
+    logits = [whole(input_ids=token_ids, use_cache=False).logits[0] for token_ids in inputs]
+    difference = _largest_difference(truth.logits, logits)
+    if difference <= TOLERANCE:  # also refuses NaN
+        return
+    raise ModelError(
+        f"this model cannot be spread over several processes: its logits then differ by {difference:.1e} of their "
+        f"spread (allowed {TOLERANCE:.1e}) from those of one process, so transformers' plan does not fit it; set "
+        "tensor_parallel_size to 1"
+    )
+
+
 def _truth(adapter: Adapter, sequences: list[np.ndarray]) -> Truth:
     """The plain forward's logits; of a model in half precision those in float32, checked there already."""
     dtype, plain = adapter.kv_dtype, _plain(adapter, sequences)
     if dtype == torch.float32:
         return Truth(sequences, plain, dtype, TOLERANCE, _largest_difference)
     if not adapter.least_of_ranks(_fits_in_float32(adapter.model)):
-        return Truth(sequences, plain, dtype, COARSE_TOLERANCE, _difference)
+        return Truth(sequences, plain, dtype, COARSE_TOLERANCE, _difference, is_exact=False)
     with _in_float32(adapter.model):
         exact = Truth(sequences, _plain(adapter, sequences), torch.float32, TOLERANCE, _largest_difference)
         exact.check(adapter)

@@ -5,10 +5,12 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +28,7 @@ from tokenmill_worker.engine.api import EngineConfig, ModelError
 from tokenmill_worker.engine.attention import backend_named
 from tokenmill_worker.engine.batch import Loaded, Tokenizer
 from tokenmill_worker.engine.decoder import decoder_for
+from tokenmill_worker.engine.memory import available_bytes
 from tokenmill_worker.engine.model_runner import ModelRunner
 from tokenmill_worker.engine.parallel import sharding
 from tokenmill_worker.engine.parallel.ranks import Ranks
@@ -37,6 +40,8 @@ from tokenmill_worker.engine.tokenizer import HFTokenizer, NoTokenizer
 _logger = logging.getLogger(__name__)
 
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+MOST_UNSHARDED = 2 * 2**30  # bytes of float32 that each of the processes which share a model holds for a moment
 
 # What a model's own Python may raise when it is run in a way that its author did not think of.
 MODEL_FAULTS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
@@ -226,6 +231,9 @@ def _operated(
     model = _load_model(folder, config)
     refuse_if_impossible(config, device=model.device.type, dtype=model.dtype, cache_dir=cache_dir(config))
     packed = _packed(model, config, ranks)
+    if ranks is not None:
+        is_compared = _agrees_unsharded(packed, folder, config)
+        _describe_sharding(model, ranks, is_compared=is_compared)
     ready = Ready(packed.adapter, fingerprint(packed.adapter.model, tokenizer, quantization=config.quantization))
     if _tier(config, ready.adapter) == 0:
         return ready
@@ -282,6 +290,32 @@ def _guarded(model: PreTrainedModel, config: EngineConfig, ranks: Ranks | None) 
     longest = length_limit.max_model_len(_limit(adapter), requested=None)
     truth = guard.check(adapter, window=length_limit.narrowest_window(adapter.config), longest=longest)
     return Packed(adapter, truth)
+
+
+def _agrees_unsharded(packed: Packed, folder: Path, config: EngineConfig) -> bool:
+    """False: it is too large to be held unsharded, so nobody knows. Raises ModelError where it is another model."""
+    adapter, truth = packed
+    most = min(MOST_UNSHARDED, available_bytes(adapter.device) // (2 * config.tensor_parallel_size))
+    fits = 4 * sharding.num_weights(adapter.model) <= most
+    if not truth.is_exact or not adapter.least_of_ranks(fits):
+        return False
+    whole = _load_model(folder, replace(config, tensor_parallel_size=1))
+    nn.Module.float(whole)
+    if getattr(whole.config, "_experts_implementation", None) not in (None, "eager"):
+        whole.set_experts_implementation("eager")
+    guard.check_sharded(truth, whole)
+    return True
+
+
+def _describe_sharding(model: PreTrainedModel, ranks: Ranks, *, is_compared: bool) -> None:
+    """One line in the log of rank 0."""
+    if ranks.is_leader:
+        _logger.info(
+            "Tier 0: %d processes share the model, %.0f%% of its weights are shared out; %s",
+            ranks.size,
+            100 * sharding.share(model),
+            "its logits are those of the unsharded model" if is_compared else "too large to be compared unsharded",
+        )
 
 
 def _limit(adapter: Adapter) -> length_limit.LengthLimit | None:

@@ -31,6 +31,7 @@ def _budget(adapter: Adapter, config: EngineConfig, max_model_len: int) -> int:
     """Bytes. On CUDA the largest step runs first, so that what activations take is taken already."""
     if adapter.device.type != "cuda":
         return int(available_bytes(adapter.device) * CPU_SHARE) // config.tensor_parallel_size
+    torch.cuda.empty_cache()  # what the load guard took, which may be twice the weights
     run_largest_step(adapter, config, max_model_len=max_model_len)
     torch.cuda.synchronize(adapter.device)
     free, total = torch.cuda.mem_get_info(adapter.device)

@@ -45,10 +45,9 @@ class Ranks:
 
     def least(self, value: int) -> int:
         """The smallest of what the ranks say."""
-        return self._reduced(value, dist.ReduceOp.MIN)
-
-    def most(self, value: int) -> int:
-        return self._reduced(value, dist.ReduceOp.MAX)
+        values = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(values, op=dist.ReduceOp.MIN, group=self._control)
+        return int(values)
 
     def send(self, message: Ints) -> None:
         """By rank 0: every other rank's `receive` gives this."""
@@ -74,11 +73,6 @@ class Ranks:
 
     def _broadcast(self, values: Tensor) -> None:
         dist.broadcast(values, src=0, group=self._control)
-
-    def _reduced(self, value: int, op: dist.ReduceOp.RedOpType) -> int:
-        values = torch.tensor([value], dtype=torch.int64)
-        dist.all_reduce(values, op=op, group=self._control)
-        return int(values)
 
 
 def _init_process_group(size: int, device: str) -> None:

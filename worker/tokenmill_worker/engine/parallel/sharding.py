@@ -48,8 +48,16 @@ def local(parameter: Tensor) -> Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-def described(model: PreTrainedModel) -> str:
-    """How much of the model is sharded, for the log."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    sharded = sum(parameter.numel() for parameter in model.parameters() if isinstance(parameter, DTensor))
-    return f"{sharded / max(total, 1):.0%} of its weights are shared out"
+def num_weights(model: PreTrainedModel) -> int:
+    """Of the whole model, on every rank."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def share(model: PreTrainedModel) -> float:
+    """The part of the weights of which each rank has only its own slice; every rank has all of the others."""
+    sliced = sum(parameter.numel() for parameter in model.parameters() if _is_sliced(parameter))
+    return sliced / max(num_weights(model), 1)
+
+
+def _is_sliced(parameter: Tensor) -> bool:
+    return isinstance(parameter, DTensor) and not all(place.is_replicate() for place in parameter.placements)

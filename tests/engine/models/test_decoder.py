@@ -1,5 +1,6 @@
 """Decode steps as a program over static buffers, replayed: the tokens of the plain loop, whatever joins and leaves."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,10 +19,13 @@ from tokenmill_worker.engine import (
     uniform,
 )
 from tokenmill_worker.engine.adapter import Adapter
+from tokenmill_worker.engine.attention import Backend
 from tokenmill_worker.engine.attention.device_rows import decode_step_of
+from tokenmill_worker.engine.attention.triton.backend import TritonBackend
+from tokenmill_worker.engine.attention.triton.device import INTERPRETER
 from tokenmill_worker.engine.decode_program import DecodeProgram
 from tokenmill_worker.engine.decoder import Decoder
-from tokenmill_worker.engine.graphs import Capture, Graph, bucket_for
+from tokenmill_worker.engine.graphs import Capture, Graph, Graphs, bucket_for
 from tokenmill_worker.engine.model_runner import ModelRunner
 from tokenmill_worker.engine.tokenizer import NoTokenizer
 from tokenmill_worker.engine.transfer import to_device
@@ -58,9 +62,15 @@ class FakeCapture:
 
 
 def decoding_engine(
-    model: PreTrainedModel, capture: Capture | None, *, num_pages: int = 24, budget: int = 64, max_num_seqs: int = 6
+    model: PreTrainedModel,
+    capture: Capture | None,
+    *,
+    num_pages: int = 24,
+    budget: int = 64,
+    max_num_seqs: int = 6,
+    backend: Backend | None = None,
 ) -> Engine:
-    adapter = Adapter(model, GatheredBackend())
+    adapter = Adapter(model, backend or GatheredBackend())
     make_step = decode_step_of(adapter.backend)
     assert make_step is not None
     program = DecodeProgram(adapter, make_step, max_rows=bucket_for(max_num_seqs), max_model_len=MAX_MODEL_LEN)
@@ -160,6 +170,62 @@ def test_other_architectures(architecture: str) -> None:
     prompts = [prompt(length) for length in (3, 31, 40)]
     ours = decoding_engine(own, FakeCapture()).generate(prompts, greedy(40))
     assert_same(ours, engine_of(own, overlap=False).generate(prompts, greedy(40)))
+
+
+def test_by_triton_the_tokens_are_those_of_the_plain_loop(model: PreTrainedModel) -> None:
+    """Three rows in a bucket of four, one of which begins a page."""
+    capture, prompts = FakeCapture(), [prompt(31), prompt(5), prompt(3)]
+    ours = decoding_engine(model, capture, backend=TritonBackend(has_flash=False)).generate(prompts, greedy(3))
+    assert_same(ours, engine_of(model, overlap=False).generate(prompts, greedy(3)))
+    assert [graph.num_replays for graph in capture.graphs] == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processors", [1, 12], ids=["whole", "split"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "phi3"])
+def test_by_triton_with_windows_softcap_and_sinks(architecture: str, num_processors: int) -> None:
+    """Few pages, so that rows wait and begin again; drawn and greedy."""
+    own = make_model(PACKABLE[architecture]())
+    backend = TritonBackend(has_flash=False, device=INTERPRETER._replace(num_processors=num_processors))
+    prompts = [prompt(length) for length in (3, 31, 40, 62)]
+    params = [
+        replace(KINDS[kind], max_tokens=12, ignore_eos=True) for kind in ("greedy", "filtered", "sampled", "greedy")
+    ]
+    capture = FakeCapture()
+    ours = decoding_engine(own, capture, backend=backend, num_pages=6).generate(prompts, params)
+    assert_same(ours, engine_of(own, overlap=False, num_pages=6).generate(prompts, params))
+    assert sum(graph.num_replays for graph in capture.graphs) > 10
+
+
+def test_a_step_has_run_before_it_is_captured() -> None:
+    """A compiler at work would break the capture."""
+    done: list[str] = []
+
+    def capture(step: Callable[[], None]) -> Graph:
+        done.append("captured")
+        return FakeGraph(step)
+
+    graphs = Graphs(capture)
+    for _ in range(2):
+        graphs.run((4, False), lambda: done.append("ran"), rehearse=lambda step: step())
+    assert done == ["ran", "ran", "captured", "ran", "ran"]
+
+
+def test_a_step_that_fails_midway_leaves_nothing_that_is_believed(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is run the plain way, and the next one by the program again."""
+    num_runs, real = itertools.count(1), DecodeProgram.run
+
+    def failing(program: DecodeProgram, bucket: int, *, is_drawing: bool) -> None:
+        if next(num_runs) == 3:
+            raise MemoryError
+        real(program, bucket, is_drawing=is_drawing)
+
+    monkeypatch.setattr(DecodeProgram, "run", failing)
+    prompts = [prompt(5), prompt(9)]
+    ours = decoding_engine(model, None).generate(prompts, greedy(12))
+    assert_same(ours, engine_of(model, overlap=False).generate(prompts, greedy(12)))
 
 
 def test_buckets() -> None:

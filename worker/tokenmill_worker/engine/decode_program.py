@@ -25,6 +25,7 @@ from tokenmill_worker.engine.transfer import to_device
 TABLE_ALIGNMENT = 16  # columns of the page table
 POSITION, IS_ACTIVE, OFFSET, SEED, SETTINGS = 0, 1, 2, 3, 4  # columns of a row's numbers; four settings, as bits
 NUM_COLUMNS = SETTINGS + 4
+UNKNOWN = -1  # for IS_ACTIVE: differs from what any batch says
 
 
 class Records(NamedTuple):
@@ -93,6 +94,10 @@ class DecodeProgram:
         run()
         for part, before in zip((self._numbers, self.token_ids), kept, strict=True):
             part.copy_(before)
+
+    def distrust_rows(self) -> None:
+        """After a step that failed: what the device has of any row may be the step before's or this one's."""
+        self._believed.numbers[:, IS_ACTIVE] = UNKNOWN
 
     @torch.inference_mode()
     def make_room_for_logits(self) -> None:

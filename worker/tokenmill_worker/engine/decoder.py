@@ -29,14 +29,21 @@ class Decoder:
     @torch.inference_mode()
     def launch(self, batch: PackedBatch, last: Tensor | None) -> Drawing:
         """`last`: what the step before drew. The next one's is `Drawing.token_ids`."""
+        try:
+            return self._launch(batch, last)
+        except Exception:  # nobody knows how far it came
+            self._program.distrust_rows()
+            raise
+
+    def _launch(self, batch: PackedBatch, last: Tensor | None) -> Drawing:
         samples, num_rows = Samples.of(batch.samples), batch.num_rows
-        bucket, is_drawing = bucket_for(num_rows), not samples.is_greedy.all()
+        bucket, is_drawing = bucket_for(num_rows), not bool(samples.is_greedy.all())
         program = self._program
         if is_drawing:
             program.make_room_for_logits()
         program.prepare(batch, last, bucket=bucket)
-        step = partial(program.run, bucket, is_drawing=bool(is_drawing))
-        self.graphs.run((bucket, bool(is_drawing)), step, rehearse=program.rehearse)
+        step = partial(program.run, bucket, is_drawing=is_drawing)
+        self.graphs.run((bucket, is_drawing), step, rehearse=program.rehearse)
         again = None
         if is_drawing and program.logits is not None:
             again = Again(np.arange(num_rows), program.logits[:num_rows].clone())

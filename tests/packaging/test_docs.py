@@ -8,7 +8,7 @@ from tokenmill.cli.server_checks import LEAST_ACL
 from tokenmill.wire import keys
 from tokenmill.wire.keys import FETCH_ORDER, Keys, Lane, RunKeys
 
-from docs.generate import PAGE, with_table
+from docs.generate import PAGE, settings_table, with_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
@@ -17,6 +17,12 @@ PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "d
 def test_the_settings_table_is_that_of_the_settings_class() -> None:
     page = PAGE.read_text()
     assert page == with_table(page), "run: python -m docs.generate"
+
+
+def test_the_settings_of_the_gpu_page_are_rows_of_that_table() -> None:
+    rows = re.findall(r"^\| `\w+` \| `TOKENMILL_.*$", (ROOT / "docs" / "gpu.md").read_text(), re.MULTILINE)
+    assert rows
+    assert [row for row in rows if row not in settings_table()] == []
 
 
 def documented_names() -> set[str]:

@@ -64,7 +64,8 @@ class WorkerSettings(BaseSettings):
         "auto", description="0: transformers' modules as they are, 1: faster ones in their place; auto is 1 on a CPU"
     )
     overlap: Literal["auto"] | bool = Field(
-        "auto", description="launch a step before the last one is read; same results; auto is on for a GPU"
+        "auto",
+        description="launch a step before the last one is read; same results; auto is on where a GPU has a whole model",
     )
     cuda_graphs: bool = Field(True, description="on a GPU, replay decode steps as captured graphs; same results")
     compile_layers: bool = Field(

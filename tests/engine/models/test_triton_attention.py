@@ -11,7 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenmill_worker.engine import Engine, EngineConfig, SamplingParams
-from tokenmill_worker.engine.attention import AttentionSpec, AttentionStep, KVPages, activate, attention, rope_attention
+from tokenmill_worker.engine.attention import (
+    AttentionSpec,
+    AttentionStep,
+    KVPages,
+    activate,
+    attention,
+    needs_clean_pages,
+    rope_attention,
+)
 from tokenmill_worker.engine.attention.device_rows import DeviceRows
 from tokenmill_worker.engine.attention.triton import flash
 from tokenmill_worker.engine.attention.triton.backend import TritonBackend
@@ -108,6 +116,7 @@ def test_rope_and_attention_in_one_call_are_those_of_two(rotary: int) -> None:
 @pytest.mark.parametrize("window", [None, 5])
 def test_what_lies_beyond_a_row_in_its_pages_is_not_read(window: int | None) -> None:
     case, spec = make_case([(40, 3), (33, 1)], Shape()), AttentionSpec(0.25, window)
+    assert not needs_clean_pages(TritonBackend(has_flash=False), [case.pages])
     assert torch.isfinite(run_triton(poisoned_beyond(case, window), spec)).all()
 
 

@@ -35,6 +35,11 @@ class TritonBackend:
         """One token a row, all of it read from these tensors; for this backend only."""
         return decode_step(rows)
 
+    def reads_only_stored(self, pages: KVPages) -> bool:
+        """As ReadsOnlyStored: what lies beyond a row's context is masked where it would be loaded."""
+        del pages
+        return True
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec
     ) -> Tensor:

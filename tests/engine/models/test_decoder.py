@@ -181,20 +181,20 @@ def test_by_triton_the_tokens_are_those_of_the_plain_loop(model: PreTrainedModel
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processors", [1, 12], ids=["whole", "split"])
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "phi3"])
+@pytest.mark.parametrize(
+    ("architecture", "num_processors"), [("llama", 12), ("gemma2", 1), ("gpt_oss", 12), ("phi3", 1)]
+)
 def test_by_triton_with_windows_softcap_and_sinks(architecture: str, num_processors: int) -> None:
-    """Few pages, so that rows wait and begin again; drawn and greedy."""
+    """Few pages, so that rows wait or begin again; drawn and greedy; keys in one part and in several."""
     own = make_model(PACKABLE[architecture]())
     backend = TritonBackend(has_flash=False, device=INTERPRETER._replace(num_processors=num_processors))
-    prompts = [prompt(length) for length in (3, 31, 40, 62)]
-    params = [
-        replace(KINDS[kind], max_tokens=12, ignore_eos=True) for kind in ("greedy", "filtered", "sampled", "greedy")
-    ]
+    prompts = [prompt(length) for length in (3, 31, 40)]
+    kinds = ("greedy", "filtered", "sampled")
+    params = [replace(KINDS[kind], max_tokens=6, ignore_eos=True) for kind in kinds]
     capture = FakeCapture()
-    ours = decoding_engine(own, capture, backend=backend, num_pages=6).generate(prompts, params)
-    assert_same(ours, engine_of(own, overlap=False, num_pages=6).generate(prompts, params))
-    assert sum(graph.num_replays for graph in capture.graphs) > 10
+    ours = decoding_engine(own, capture, backend=backend, num_pages=4).generate(prompts, params)
+    assert_same(ours, engine_of(own, overlap=False, num_pages=4).generate(prompts, params))
+    assert sum(graph.num_replays for graph in capture.graphs) > 5
 
 
 def test_a_step_has_run_before_it_is_captured() -> None:

@@ -20,11 +20,11 @@ from tokenmill_worker.engine.attention import (
     needs_clean_pages,
     rope_attention,
 )
-from tokenmill_worker.engine.attention.device_rows import DeviceRows
+from tokenmill_worker.engine.attention.device_rows import TABLE_ALIGNMENT, DeviceRows
 from tokenmill_worker.engine.attention.triton import flash
 from tokenmill_worker.engine.attention.triton.backend import TritonBackend
 from tokenmill_worker.engine.attention.triton.device import INTERPRETER, Device
-from tokenmill_worker.engine.attention.triton.plan import TABLE_ALIGNMENT, Prompts, decode_step
+from tokenmill_worker.engine.attention.triton.plan import Prompts, decode_step
 from torch import Tensor
 from torch.nn import functional as F
 

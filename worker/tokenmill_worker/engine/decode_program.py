@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenmill_worker.engine.adapter import Adapter
-from tokenmill_worker.engine.attention.device_rows import DecodeStep, DeviceRows
+from tokenmill_worker.engine.attention.device_rows import TABLE_ALIGNMENT, DecodeStep, DeviceRows
 from tokenmill_worker.engine.batch import PAGE_SIZE, Ids, Ints, PackedBatch, Samples
 from tokenmill_worker.engine.device_draws import draw
 from tokenmill_worker.engine.device_uniform import uniforms
@@ -22,7 +22,6 @@ from tokenmill_worker.engine.pages import num_pages_for
 from tokenmill_worker.engine.sampler import Settings
 from tokenmill_worker.engine.transfer import to_device
 
-TABLE_ALIGNMENT = 16  # columns of the page table
 POSITION, IS_ACTIVE, OFFSET, SEED, SETTINGS = 0, 1, 2, 3, 4  # columns of a row's numbers; four settings, as bits
 NUM_COLUMNS = SETTINGS + 4
 UNKNOWN = -1  # for IS_ACTIVE: differs from what any batch says

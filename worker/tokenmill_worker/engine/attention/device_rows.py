@@ -8,6 +8,8 @@ from torch import Tensor
 from tokenmill_worker.engine.attention.backend import Backend
 from tokenmill_worker.engine.attention.step import AttentionStep
 
+TABLE_ALIGNMENT = 16  # columns of a page table: kernels are compiled for its width's divisibility
+
 
 class DeviceRows(NamedTuple):
     """R rows in one run of T tokens, as in PackedBatch, int32. A CUDA graph reads these very tensors at each replay."""
@@ -15,7 +17,7 @@ class DeviceRows(NamedTuple):
     slots: Tensor  # [T] page * PAGE_SIZE + offset; below zero: a padding token, which nothing is stored for
     row_starts: Tensor  # [R + 1]
     context_lens: Tensor  # [R]; 0: a padding row, whose attention is 0
-    page_table: Tensor  # [R, W], W a multiple of 16; what lies beyond a row's context is not read
+    page_table: Tensor  # [R, W], W a multiple of TABLE_ALIGNMENT; what lies beyond a row's context is not read
 
 
 DecodeStep = Callable[[DeviceRows], AttentionStep]

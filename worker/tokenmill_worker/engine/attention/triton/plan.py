@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenmill_worker.engine.attention.device_rows import DeviceRows
+from tokenmill_worker.engine.attention.device_rows import TABLE_ALIGNMENT, DeviceRows
 from tokenmill_worker.engine.attention.step import AttentionStep
 from tokenmill_worker.engine.batch import Ints, PackedBatch
 
 ALIGNMENT = 4  # int32 values: 16 bytes
-TABLE_ALIGNMENT = 16  # columns
 
 _KEY: Hashable = "triton"
 _NOBODY = np.zeros(0, dtype=np.int32)

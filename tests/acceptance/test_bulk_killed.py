@@ -1,5 +1,6 @@
 """A bulk run whose runner, workers and server are killed at random moments: every row once, none done for nothing."""
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from tests.acceptance.bulk_scene import (
     write_rows,
 )
 from tests.acceptance.fleet import Fleet, running_fleet
+from tests.acceptance.near_ties import assert_same_but_for_near_ties
 from tests.queue.harness import Bench
 from tests.support.prompts import load_prompts
 from tests.support.servers import ForgetfulServer
@@ -44,7 +46,7 @@ class Scenario(NamedTuple):
 
 def test_a_few_kills_and_a_lost_server_change_nothing(forgetful: ForgetfulServer, tmp_path: Path) -> None:
     scenario = Scenario(
-        questions=[f"question {number}" for number in range(400)],
+        questions=[f"question {number}" for number in range(240)],
         num_kills=4,
         options=("--max-tokens", 8, "--temperature", 0),
         fleet={"model": "echo?step_ms=5", "max_num_seqs": 8},
@@ -76,7 +78,9 @@ def test_twenty_kills_of_a_real_model(forgetful: ForgetfulServer, tmp_path: Path
         fleet={"model": "smollm2", "dtype": "float32", "max_num_seqs": 16, "kv_cache_tokens": 16_384},
     )
     undisturbed, killed = play(scenario, forgetful, tmp_path)
-    assert killed == undisturbed
+    assert len(killed) == len(undisturbed)
+    num_different = assert_same_but_for_near_ties("smollm2", map(json.loads, undisturbed), map(json.loads, killed))
+    print(f"{num_different} rows with near-ties: kills change what runs side by side")
 
 
 def play(scenario: Scenario, server: ForgetfulServer, folder: Path) -> tuple[list[bytes], list[bytes]]:

@@ -9,7 +9,7 @@ from tests.acceptance.bulk_scene import BulkProcess, run_to_the_end, write_rows
 from tests.e2e.commands import descendants
 from tests.support.waiting import wait_until
 
-NUM_ROWS = 200
+NUM_ROWS = 80
 OPTIONS = ("--local", "--model", "echo?step_ms=5", "--column", "question", "--max-tokens", 8, "--max-num-seqs", 4)
 SHORT_LEASE = {"TOKENMILL_LEASE_TTL_S": "1"}
 

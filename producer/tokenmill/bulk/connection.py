@@ -23,7 +23,7 @@ from tokenmill.wire.store import Command, Store, SubmitReply, Transitions, check
 T = TypeVar("T")
 
 FORGET_AFTER_S = 60  # results that are safe on disk stay this long, for whoever looks at the queue with redis-cli
-SILENCE_S = 5.0  # nothing heard for so long: look at the jobs themselves
+SILENCE_S = 2.0  # nothing heard for so long: look at the jobs themselves; a server that lost them costs no more
 LOOK_INTERVAL_S = 30.0  # and this often in any case: a server may lose some of its data and not the connection
 MAX_TIMES_LOST = 3  # a row that is told as done and has no result is sent again so often
 MAX_READ = 1_000  # fan-in entries at once; bounds the memory for answers

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from tokenmill import Client
 from tokenmill.bulk.jobs.board import RunBoard
 
@@ -11,6 +12,7 @@ from tests.support.servers import running_server
 from tests.support.waiting import wait_until
 
 
+@pytest.mark.slow
 def test_what_a_killed_bulk_worker_had_in_flight_ends_with_its_run(tmp_path: Path) -> None:
     questions, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     questions.write_text("".join(json.dumps({"question": f"question {n}"}) + "\n" for n in range(50)))

@@ -7,7 +7,10 @@
 local workers, deadlines, not_before, dead, lanes = key(), key(), key(), key(), lane_keys()
 local worker, fingerprint, group_ttl_s, dead_maxlen, count = arg(), arg(), arg(), arg(), tonumber(arg())
 local now = now_ms()
+local now_text = integer(now)
 local replies = {}
+local FIELDS = {'fence', 'body', 'published', 'epoch', 'failed', 'crashed', 'fingerprint', 'accepted_ms', 'deadline_ms',
+  'first_token_ms', 'result_ttl_s', 'group', 'worker', 'lane', 'entry', 'cancel', 'digest'} -- the first 12 are replied
 
 if not redis.call('ZSCORE', workers, worker) then return redis.error_reply('FENCED ' .. worker .. ' has no lease') end
 
@@ -31,32 +34,32 @@ local function finalize(claim, job, state)
 end
 
 -- Another model, tokenizer or template continues differently: start over, and say so to the readers.
-local function reset(claim, job)
+local function reset(claim, job, told)
   job.epoch, job.published = job.epoch + 1, 0
   redis.call('XADD', claim.keys.result, stream_id(job, '-0'), 'type', 'reset')
   redis.call('HSET', claim.keys.job, 'epoch', integer(job.epoch), 'published', 0)
+  told[4], told[5] = '0', integer(job.epoch)
 end
 
-local function take(claim, job)
-  if job.published > 0 and fingerprint ~= '' and job.fingerprint ~= fingerprint then reset(claim, job) end
-  redis.call('HINCRBY', claim.keys.job, 'fence', 1)
-  redis.call('HSET', claim.keys.job, 'state', 'running', 'worker', worker, 'started_ms', integer(now),
-    'base', integer(job.published))
-  if fingerprint ~= '' then redis.call('HSET', claim.keys.job, 'fingerprint', fingerprint) end
+-- One write, not one a field: each is a command of its own in the append-only file.
+local function take(claim, job, told)
+  if job.published > 0 and fingerprint ~= '' and job.fingerprint ~= fingerprint then reset(claim, job, told) end
+  told[2] = integer((job.fence == '' and 0 or tonumber(job.fence)) + 1)
+  told[8] = fingerprint ~= '' and fingerprint or job.fingerprint
+  redis.call('HSET', claim.keys.job, 'fence', told[2], 'state', 'running', 'worker', worker, 'started_ms',
+    now_text, 'base', job.published == 0 and '0' or integer(job.published), 'fingerprint', told[8])
 end
 
-local function begun(claim)
-  local reply = redis.call('HMGET', claim.keys.job, 'fence', 'body', 'published', 'epoch', 'failed', 'crashed',
-    'fingerprint', 'accepted_ms', 'deadline_ms', 'first_token_ms', 'result_ttl_s', 'group')
-  return {'begun', claim.id, integer(now), unpack(reply)}
+local function begun(claim, told)
+  return {'begun', claim.id, now_text, unpack(told, 2, 13)}
 end
 
 local function begin(claim)
-  local job = read_job(claim.keys.job)
+  local job, told = read_fields(claim.keys.job, FIELDS)
   if not job and not claim.raw then return skip(claim) end
   if not job then
     create_job(claim.keys, claim.id, claim.raw, 'queued', claim.lane, claim.entry, accepted_at(claim.entry), deadlines)
-    job = read_job(claim.keys.job)
+    job, told = read_fields(claim.keys.job, FIELDS)
   end
   if job.lane ~= claim.lane or job.entry ~= claim.entry then
     if claim.raw and claim.raw.digest ~= job.digest then return refuse(claim) end
@@ -64,11 +67,11 @@ local function begin(claim)
   end
   if job.group ~= claim.group then return wrong_group(claim.id) end
   if FINAL[job.state] then return skip(claim) end
-  if job.state == 'running' and job.worker == worker then return begun(claim) end
+  if job.state == 'running' and job.worker == worker then return begun(claim, told) end
   if job.cancel == '1' then return finalize(claim, job, 'cancelled') end
   if is_past_deadline(job, now) then return finalize(claim, job, 'expired') end
-  take(claim, job)
-  return begun(claim)
+  take(claim, job, told)
+  return begun(claim, told)
 end
 
 for i = 1, count do

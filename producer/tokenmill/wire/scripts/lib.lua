@@ -52,8 +52,8 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- Fields of the job's hash, numbers as numbers, fence as the string it is; nil when there is no job. Whoever is called
--- for every token reads no more than it needs.
+-- Fields of the job's hash, numbers as numbers, fence as the string it is; nil when there is no job. Then what stands
+-- there, the state first. Whoever is called for every token reads no more than it needs.
 local function read_fields(job_key, names)
   local values = redis.call('HMGET', job_key, 'state', unpack(names))
   if not values[1] then return nil end
@@ -63,7 +63,7 @@ local function read_fields(job_key, names)
     if NUMBERS[name] then value = tonumber(value) or 0 end
     job[name] = value
   end
-  return job
+  return job, values
 end
 
 -- The job's hash without its body.

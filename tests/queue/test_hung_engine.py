@@ -29,7 +29,7 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_the_request_of_a_hung_engine_is_finished_by_another_worker(bench: Bench, hung: threading.Event) -> None:
-    with running_worker(bench, stall_timeout_s=0.4, model="echo?step_ms=5") as first:
+    with running_worker(bench, stall_timeout_s=1.5, model="echo?step_ms=5") as first:
         bench.submit("q-1", max_tokens=LONG)
         bench.wait_tokens(10)
         doomed = first.worker.lease.worker

@@ -6,13 +6,14 @@ Importing what they need takes longer than the work, so it is done once, before 
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -94,7 +95,7 @@ def _disturbed(engine: Engine) -> dict[str, list[int]]:
 
 def lost_amid(folder: Path, num_processes: int) -> Answers:
     """What rank 0 says when another is killed between two steps. That one does not return."""
-    vars(runner)["decode"] = _decode_a_few  # of the ranks that follow
+    vars(runner)["decode"] = _killed_after(5)  # of the ranks that follow
     engine = Engine(config(folder, num_processes))
     try:
         finish(engine, *requests())
@@ -103,11 +104,16 @@ def lost_amid(folder: Path, num_processes: int) -> Answers:
     return {"error": None}
 
 
-def _decode_a_few(message: Ints, seen: list[int] = []) -> Step:  # noqa: B006  # counts over all calls
-    seen.append(len(message))
-    if len(seen) > 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return decode(message)
+def _killed_after(num_steps: int) -> Callable[[Ints], Step]:
+    """Decodes so many steps' messages; the next one kills this process."""
+    calls = itertools.count()
+
+    def decode_a_few(message: Ints) -> Step:
+        if next(calls) == num_steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(message)
+
+    return decode_a_few
 
 
 class Heard(logging.Handler):

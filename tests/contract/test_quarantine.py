@@ -67,8 +67,20 @@ def test_crashes_alone_at_different_tokens_are_chance(hands: Hands, store: Store
     for turn in range(MAX_ALONE_CRASHES + 2):
         hands.publish(begin_alone(hands), delta(turn, "x", turn))
         hands = successor(hands)
-    assert hash_fields(store, keys.job("q-1"))["alone"] == "1"
+    assert "alone" not in hash_fields(store, keys.job("q-1")), "who saw it grow bears no witness against it"
     assert begin_alone(hands).published == MAX_ALONE_CRASHES + 2
+
+
+def test_an_owner_that_died_after_progress_does_not_count_beside_one_that_died_at_once(
+    hands: Hands, store: Store, keys: Keys
+) -> None:
+    hands = quarantined(hands)
+    hands.publish(begin_alone(hands), delta(0, "x", 0))
+    for _ in range(MAX_ALONE_CRASHES):
+        hands = successor(hands)
+        assert begin_alone(hands).published == 1
+    successor(hands)
+    assert hash_fields(store, keys.job("q-1"))["state"] == "dead"
 
 
 def test_one_of_a_lane_is_at_work_at_a_time(hands: Hands, store: Store, keys: Keys) -> None:

@@ -100,5 +100,5 @@ def test_a_worker_that_is_killed_while_a_suspect_runs_with_progress_is_no_proof(
         child.wait(timeout=10)
     with running_worker(bench):
         assert bench.terminal("suspect").type == "done"
-    assert bench.job("suspect")["alone"] == "1"
+    assert "alone" not in bench.job("suspect"), "it grew under the one that was killed"
     assert bench.result("suspect").text == uninterrupted_text("hello", temperature=0.0, max_tokens=150)

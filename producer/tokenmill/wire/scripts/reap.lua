@@ -37,7 +37,9 @@ local function crashed_among_others(claim, job)
   requeue(claim, job, job.crashed >= max_crashes and 'q' or '0')
 end
 
+-- As among others, an owner under which the job grew is no witness against it, whatever ended that owner.
 local function crashed_alone(claim, job)
+  if job.published > job.base then return requeue(claim, job, 'q') end
   local before = redis.call('HMGET', claim.keys.job, 'alone', 'alone_at')
   local alone = 1
   if tonumber(before[2]) == job.published then alone = (tonumber(before[1]) or 0) + 1 end

@@ -11,6 +11,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Bench:
     def _decode(self) -> None:
         for name, points in self._plan.decode.items():
             for batch, context in points:
-                self._try(f"decode {name} {batch}", lambda: self._decode_at(name, batch, context))  # noqa: B023  # called at once
+                self._try(f"decode {name} {batch}", partial(self._decode_at, name, batch, context))
 
     def _decode_at(self, name: str, batch: int, context: int) -> None:
         model = self._model(name)

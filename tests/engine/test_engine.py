@@ -123,7 +123,17 @@ def test_a_second_request_with_the_same_id_is_refused_and_the_first_is_undisturb
     assert sum(len(event.token_ids) for event in steps(engine, 30)) == 24
 
 
-@pytest.mark.parametrize("field", ["max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_tokens"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "scheduling_interval",
+        "target_tpot_ms",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_model_len",
+        "kv_cache_tokens",
+    ],
+)
 def test_a_config_that_leaves_no_room_is_refused(field: str) -> None:
     with pytest.raises(EngineError, match=field):
         replace(EngineConfig(), **{field: 0})  # type: ignore[arg-type]  # the test names fields

@@ -14,8 +14,12 @@ from tokenmill_worker.engine.sequence import Sequence
 PARAMS = SamplingParams()
 
 
-def make_scheduler(*, num_pages: int = 64, max_num_seqs: int = 8, max_num_batched_tokens: int = 64) -> Scheduler:
-    return Scheduler(Pages(num_pages), max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
+def make_scheduler(
+    *, num_pages: int = 64, max_num_seqs: int = 8, max_num_batched_tokens: int = 64, interval: int = 1
+) -> Scheduler:
+    return Scheduler(
+        Pages(num_pages), max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, interval=interval
+    )
 
 
 def make_sequence(num_prompt: int, *, max_tokens: int = 64, arrival: int = 0, priority: int = 0) -> Sequence:
@@ -66,6 +70,17 @@ def test_newcomers_join_by_priority_then_by_arrival() -> None:
     for arrival, priority in ((1, 1), (2, 0), (3, 1), (4, 0)):
         scheduler.add(make_sequence(4, arrival=arrival, priority=priority))
     assert [arrival for arrival, _ in shares(scheduler.schedule())] == [2, 4, 1, 3]
+
+
+def test_newcomers_join_at_every_intervalth_step_and_at_once_where_nothing_runs() -> None:
+    scheduler = make_scheduler(interval=3)
+    num_rows = []
+    for arrival in range(7):
+        scheduler.add(make_sequence(4, arrival=arrival))
+        rows = scheduler.schedule()
+        num_rows.append(len(rows))
+        commit(scheduler, rows)
+    assert num_rows == [1, 1, 1, 4, 4, 4, 7]
 
 
 def test_rows_never_exceed_the_token_budget_so_every_decoding_row_is_in_every_step() -> None:

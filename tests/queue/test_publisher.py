@@ -271,6 +271,20 @@ def test_a_request_whose_own_fault_it_is_is_not_retried(
     assert [finish.terminal.type for finish in post.finished] == ["error"]
 
 
+def test_tokens_wait_for_others_as_long_as_was_asked_for(post: FakePost, holdings: Holdings) -> None:
+    service = Publisher(post, holdings, now_ms=lambda: 0.0, settle_timeout_s=1.0, flush_interval_s=3600.0)
+    held = tenure("q-1")
+    holdings.hold(held)
+    service.start()
+    service.open(admission(held))
+    service.publish([event("a")])
+    wait_until(lambda: post.texts.get("q-1") == "a", description="the first token")
+    service.publish([event("b", offset=1)])
+    assert post.texts == {"q-1": "a"}
+    service.stop()
+    assert post.texts == {"q-1": "ab"}
+
+
 def test_stopping_writes_down_what_is_not_due_yet(post: FakePost, holdings: Holdings) -> None:
     service = Publisher(post, holdings, now_ms=lambda: 0.0, settle_timeout_s=5.0)
     held = tenure("q-1")

@@ -177,6 +177,7 @@ def _part(
         site.holdings,
         now_ms=site.clock.now_ms,
         settle_timeout_s=settings.lease_ttl_s,
+        flush_interval_s=settings.flush_interval_ms / 1000,
     )
     lease = Lease(
         Store(connect(url, key=keys.tag, retries=0)),
@@ -221,6 +222,9 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         device=settings.device,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        scheduling_interval=settings.scheduling_interval,
+        target_tpot_ms=settings.target_tpot_ms,
+        target_ttft_ms=settings.target_ttft_ms,
         max_model_len=settings.max_model_len,
         kv_cache_tokens=settings.kv_cache_tokens,
         enable_prefix_caching=settings.enable_prefix_caching,

@@ -51,6 +51,21 @@ class WorkerSettings(BaseSettings):
     max_num_batched_tokens: int = Field(
         512, ge=1, le=1 << 20, description="tokens of one step; more make long prompts faster, fewer tokens steadier"
     )
+    scheduling_interval: int = Field(
+        1, ge=1, le=1024, description="steps from one admission of newcomers to the next; an idle engine admits at once"
+    )
+    target_tpot_ms: float | None = Field(
+        None, gt=0, description="most time per token: rows and prompt tokens of a step keep to it; unset: throughput"
+    )
+    target_ttft_ms: float | None = Field(
+        None, gt=0, description="time to the first token: up to it a newcomer's prompt may wait for others' tokens"
+    )
+    flush_interval_ms: float = Field(
+        50.0,
+        ge=1,
+        le=10_000,
+        description="how long tokens are collected before they are told; a first one goes at once",
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="most tokens of prompt plus completion; the model's own if unset"
     )

@@ -14,7 +14,9 @@ AT_LEAST_ONE = (  # of EngineConfig
     "kv_cache_tokens",
     "num_threads",
     "tensor_parallel_size",
+    "scheduling_interval",
 )
+ABOVE_ZERO = ("target_tpot_ms", "target_ttft_ms")  # where they are set
 
 
 class EngineError(Exception):
@@ -123,6 +125,9 @@ class EngineConfig:
 
     `model`: hub id, local folder, GGUF file, `smollm2`, or `echo` (`echo?step_ms=20` paces its steps).
     `max_num_seqs`: rows in flight. `max_num_batched_tokens`: tokens in one packed row, prefill chunks included.
+    `scheduling_interval`: steps from one admission of newcomers to the next; an idle engine admits at once.
+    `target_tpot_ms`: most time per token; the rows and prompt tokens of a step keep to it. None: throughput.
+    `target_ttft_ms`: time to the first token; up to it a newcomer's prompt may wait for others' tokens.
     `kv_cache_tokens`: size of the paged KV pool in tokens; None sizes it from free memory.
     `max_model_len`: longest prompt plus completion, in tokens; None takes the model's own limit.
     `num_threads`: threads of the model's operations on a CPU; None takes the physical cores the process may use.
@@ -147,6 +152,9 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
+    scheduling_interval: int = 1
+    target_tpot_ms: float | None = None
+    target_ttft_ms: float | None = None
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None
     enable_prefix_caching: bool = True
@@ -167,6 +175,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EngineError(f"{name} must be at least 1, got {value}")
+        for name in ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise EngineError(f"{name} must be above 0, got {value}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise EngineError(
                 f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}"

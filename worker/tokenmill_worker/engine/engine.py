@@ -76,6 +76,7 @@ class Engine:
             self._pages,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            interval=config.scheduling_interval,
         )
         self._validator = Validator(
             vocab_size=self._runner.vocab_size,

@@ -87,13 +87,15 @@ class Scheduler:
     """Sequences wait or run; both lists are kept in rank order (priority, then arrival, then choice). What a running
     one knows and has stored is a row of `rows`.
 
-    Every step serves, in this order, decoding rows, running prefills and newcomers. When pages run out, the last in
-    rank gives its pages back and waits again with all its tokens (preemption by recompute), so the first in rank always
-    gets on: a sequence that fits the pool alone always finishes.
+    Every step serves, in this order, decoding rows, running prefills and, every `interval` steps, newcomers. When pages
+    run out, the last in rank gives its pages back and waits again with all its tokens (preemption by recompute), so the
+    first in rank always gets on: a sequence that fits the pool alone always finishes.
     """
 
-    def __init__(self, pages: Pages, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(self, pages: Pages, *, max_num_seqs: int, max_num_batched_tokens: int, interval: int = 1) -> None:
         self.pages = pages
+        self._interval = interval
+        self._num_steps_shut = 0  # since newcomers were let in
         self.max_num_batched_tokens = max_num_batched_tokens
         # No more rows than tokens in a step: a decoding row is never left out of one.
         self.max_num_rows = min(max_num_seqs, max_num_batched_tokens)
@@ -140,9 +142,10 @@ class Scheduler:
         Empty only when nothing waits or runs, or all that runs has drawn its last token and only has to be told.
         """
         step = _Step(self.max_num_batched_tokens)
+        is_open = self._is_open()
         if self.running:
             self._go_on(step)
-        while self._can_admit(step):
+        while is_open and self._can_admit(step):
             self._admit(self.waiting[0], step)
         return self._scheduled(step)
 
@@ -262,6 +265,11 @@ class Scheduler:
         return True
 
     # Admission
+
+    def _is_open(self) -> bool:
+        """Are newcomers let in at this step? Always where nothing runs, else every so many steps."""
+        self._num_steps_shut = (self._num_steps_shut + 1) % self._interval if self.running else 0
+        return self._num_steps_shut == 0
 
     def _can_admit(self, step: _Step) -> bool:
         """Is there a row, a token and enough pages for the first in the queue? No later one ever passes it over."""

@@ -77,12 +77,21 @@ class Publisher(Service):
     While the server is away everything is kept and sent later. Only being fenced, as `holdings` says, ends that.
     """
 
-    def __init__(self, post: Post, holdings: Holdings, *, now_ms: Callable[[], float], settle_timeout_s: float) -> None:
+    def __init__(
+        self,
+        post: Post,
+        holdings: Holdings,
+        *,
+        now_ms: Callable[[], float],
+        settle_timeout_s: float,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+    ) -> None:
         super().__init__("publisher", stop_timeout_s=settle_timeout_s + ANSWER_TIMEOUT_S)
         self._post = post
         self._holdings = holdings
         self._now_ms = now_ms
         self._settle_timeout_s = settle_timeout_s
+        self._flush_interval_s = flush_interval_s
         self._news = threading.Condition()
         self._inbox: list[Admission | Rejected | TokenEvent] = []  # guarded by _news, as are the next two
         self._is_urgent = False
@@ -101,7 +110,7 @@ class Publisher(Service):
             self._inbox.append(admission)
 
     def publish(self, events: Sequence[TokenEvent]) -> None:
-        """After every step. A request's first token goes out at once, others within FLUSH_INTERVAL_S."""
+        """After every step. A request's first token goes out at once, others within the flush interval."""
         if events or (self._inbox and not self._is_told):
             self._put(events, is_urgent=any(event.offset == 0 and event.token_ids for event in events))
 
@@ -175,7 +184,7 @@ class Publisher(Service):
             self._backoff.wait(self._stopping)
         ended_s = time.monotonic()
         self._rested_s = ended_s + min(ended_s - started_s, FLUSH_INTERVAL_S)
-        self._next_flush_s = ended_s + FLUSH_INTERVAL_S
+        self._next_flush_s = ended_s + self._flush_interval_s
         self._count()
 
     def _sort_inbox(self) -> None:

@@ -388,3 +388,25 @@ def test_one_event_per_choice_and_step() -> None:
 def test_requests_are_plain_values() -> None:
     request = make_request("abc", GREEDY)
     assert request == EngineRequest(request_id="r", prompt_token_ids=list(b"abc"), params=GREEDY)
+
+
+def test_limits_change_between_steps_and_the_answers_do_not() -> None:
+    expected = make_engine().generate(["a", "bb", "ccc"], GREEDY)
+    engine = make_engine(max_num_seqs=4)
+    requests = [make_request(text, GREEDY, request_id=text) for text in ("a", "bb", "ccc")]
+    for request in requests:
+        engine.add_request(request)
+    told = steps(engine, 3)
+    engine.reconfigure(max_num_seqs=1, max_num_batched_tokens=2, scheduling_interval=4)
+    assert engine.statistics().num_running == 1
+    told += steps(engine, 10)
+    engine.reconfigure(max_num_seqs=4, max_num_batched_tokens=64, scheduling_interval=1)
+    told += steps(engine, 60)
+    for request, output in zip(requests, expected, strict=True):
+        own = [token for event in told if event.request_id == request.request_id for token in event.token_ids]
+        assert own == output.token_ids
+
+
+def test_an_engine_has_the_rows_it_was_loaded_with_and_no_more() -> None:
+    with pytest.raises(EngineError, match="at most 4"):
+        make_engine(max_num_seqs=4).reconfigure(max_num_seqs=5, max_num_batched_tokens=64, scheduling_interval=1)

@@ -244,6 +244,10 @@ def _nothing_to_close() -> None:
     """Most runners end with their process."""
 
 
+def _no_threads(num_threads: int) -> None:
+    """The model's operations have none to set."""
+
+
 class Loaded(NamedTuple):
     """What a model name turns into. `default_params` are the model's own sampling defaults (its generation_config)."""
 
@@ -252,3 +256,4 @@ class Loaded(NamedTuple):
     default_params: Mapping[str, float | int]
     computing: Mapping[str, str] = MappingProxyType({})  # how, for people: attention_backend and the like
     close: Callable[[], None] = _nothing_to_close
+    set_num_threads: Callable[[int], None] = _no_threads

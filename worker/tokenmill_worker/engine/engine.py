@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
@@ -66,7 +67,7 @@ class Engine:
         self._launcher = launcher_of(loaded.runner)
         self._is_overlapped = _is_overlapped(config, loaded.runner)
         self._in_flight: deque[InFlight] = deque()  # launched and not read, the oldest first
-        self._close_runner = loaded.close
+        self._close_runner, self._set_num_threads = loaded.close, loaded.set_num_threads
         self._pages = Pages(
             self._runner.num_pages,
             enable_prefix_caching=config.enable_prefix_caching,
@@ -128,6 +129,35 @@ class Engine:
         self._num_steps += bool(step)
         is_launched = bool(step) and self._launch(step)
         self._commit_in_flight(but=int(is_launched))
+
+    def reconfigure(
+        self,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        scheduling_interval: int,
+        num_threads: int | None = None,
+    ) -> None:
+        """Other limits from the next step on; requests in flight stay. Raises EngineError for more rows than loaded.
+
+        `num_threads` None leaves them as they are. Called between steps, by the thread that takes them.
+        """
+        if max_num_seqs > self._validator.max_num_seqs:
+            raise EngineError(f"max_num_seqs is at most {self._validator.max_num_seqs} here, as it was when loaded")
+        self.config = replace(
+            self.config,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            scheduling_interval=scheduling_interval,
+            num_threads=num_threads or self.config.num_threads,
+        )
+        if num_threads is not None:
+            self._set_num_threads(num_threads)
+        self._scheduler.reconfigure(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            interval=scheduling_interval,
+        )
 
     # Requests in and out
 

@@ -72,6 +72,7 @@ def load(config: EngineConfig) -> Loaded:
     generation = ready.adapter.model.generation_config
     tokenizer = _tokenizer(hf_tokenizer, _eos_token_ids(generation, hf_tokenizer), runner.vocab_size)
     loaded = Loaded(runner, tokenizer, _default_params(generation), _computing(ready, config))
+    loaded = loaded._replace(set_num_threads=torch.set_num_threads)
     return loaded._replace(close=runner.close) if isinstance(runner, LeadingRunner) else loaded
 
 

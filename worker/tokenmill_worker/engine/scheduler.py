@@ -109,6 +109,13 @@ class Scheduler:
         self.num_cached_tokens = 0  # tokens that the prefix cache saved, over all admissions
         self._observed_output: float | None = None  # tokens, exponentially weighted mean of finished outputs
 
+    def reconfigure(self, *, max_num_seqs: int, max_num_batched_tokens: int, interval: int) -> None:
+        """From the next step on, within the rows that there are. The last in rank wait where there are too many."""
+        self.max_num_batched_tokens, self._interval = max_num_batched_tokens, interval
+        self.max_num_rows = min(max_num_seqs, max_num_batched_tokens, len(self._by_row))
+        while len(self.running) > self.max_num_rows:
+            self.preempt(self.running[-1])
+
     # In and out
 
     def add(self, sequence: Sequence) -> None:

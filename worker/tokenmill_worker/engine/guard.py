@@ -21,6 +21,7 @@ from tokenmill_worker.engine.batch import PAGE_SIZE, PackedBatch
 from tokenmill_worker.engine.kv_pool import KVPool
 from tokenmill_worker.engine.memory import available_bytes
 from tokenmill_worker.engine.parallel.sharding import local
+from tokenmill_worker.engine.remembered import Known, Memory
 
 LONG, SHORT = 70, 41  # tokens: the long one crosses two page borders, the short one a single one
 WIDEST_WINDOW = 512  # tokens: a sliding window up to this is exceeded by the long sequence
@@ -58,13 +59,18 @@ class Truth(NamedTuple):
         return _batch(self.sequences, tables, [Piece(i, 0, len(own)) for i, own in enumerate(self.sequences)])
 
 
-def check(adapter: Adapter, *, window: int | None, longest: int) -> Truth:
+def check(adapter: Adapter, *, window: int | None, longest: int, memory: Memory | None = None) -> Truth:
     """Raises ModelError when packed and plain logits differ.
 
-    `window` is the model's sliding window, if it has one; `longest` the longest sequence that it is exact for.
+    `window` is the model's sliding window, if it has one; `longest` the longest sequence that it is exact for. What
+    `memory` knows of this model's plain logits is not computed again.
     """
-    truth = _truth(adapter, _sequences(adapter.vocab_size, window, longest))
+    sequences = _sequences(adapter.vocab_size, window, longest)
+    known = memory.recall([len(sequence) for sequence in sequences]) if memory is not None else None
+    truth = _truth(adapter, sequences) if known is None else _recalled(adapter, sequences, known)
     truth.check(adapter)
+    if memory is not None and known is None and truth.is_exact:
+        memory.keep(Known(truth.logits, truth.allowed))
     return truth
 
 
@@ -98,6 +104,13 @@ def _truth(adapter: Adapter, sequences: list[np.ndarray]) -> Truth:
         exact.check(adapter)
     allowed = max(NOISE_FLOOR, NOISE_FACTOR * _difference(plain, exact.logits))
     return Truth(sequences, exact.logits, dtype, allowed, _difference)
+
+
+def _recalled(adapter: Adapter, sequences: list[np.ndarray], known: Known) -> Truth:
+    dtype = adapter.kv_dtype
+    measure = _largest_difference if dtype == torch.float32 else _difference
+    logits = [rows.to(adapter.device) for rows in known.logits]
+    return Truth(sequences, logits, dtype, known.allowed, measure)
 
 
 def _sequences(vocab_size: int, window: int | None, longest: int) -> list[np.ndarray]:

@@ -34,6 +34,7 @@ from tokenmill_worker.engine.parallel import sharding
 from tokenmill_worker.engine.parallel.ranks import Ranks
 from tokenmill_worker.engine.parallel.runner import LeadingRunner, follow
 from tokenmill_worker.engine.quantization import Quantizer, refuse_if_impossible
+from tokenmill_worker.engine.remembered import Memory
 from tokenmill_worker.engine.threads import usable_cores
 from tokenmill_worker.engine.tokenizer import HFTokenizer, NoTokenizer
 
@@ -127,9 +128,12 @@ def fingerprint(
 
 def _checksum(weights: torch.Tensor) -> tuple[int, int]:
     """Over the bits, as integers: exact, whatever the order of summation. The second sum notices swapped values."""
-    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = weights.contiguous().view(widths[weights.element_size()]).flatten()
-    return int(bits.sum(dtype=torch.int64)), int(bits[:: max(1, bits.numel() // 1009)][::2].sum(dtype=torch.int64))
+    octets = weights.contiguous().flatten().view(torch.uint8)
+    if octets.storage_offset() % 8:
+        octets = octets.clone()
+    words, rest = octets[: octets.numel() // 8 * 8].view(torch.int64), octets[octets.numel() // 8 * 8 :]
+    total = int(words.sum()) + int(rest.sum(dtype=torch.int64))  # the first wraps around; eight bytes at once are fast
+    return total, int(words[:: max(1, words.numel() // 1009)][::2].sum())
 
 
 def cache_dir(config: EngineConfig) -> Path:
@@ -231,11 +235,12 @@ def _operated(
     """The packed model in its tier; as transformers made it where the operation fails."""
     model = _load_model(folder, config)
     refuse_if_impossible(config, device=model.device.type, dtype=model.dtype, cache_dir=cache_dir(config))
-    packed = _packed(model, config, ranks)
+    identity = fingerprint(model, tokenizer, quantization=config.quantization)
+    packed = _packed(model, config, ranks, identity)
     if ranks is not None:
         is_compared = _agrees_unsharded(packed, folder, config)
         _describe_sharding(model, ranks, is_compared=is_compared)
-    ready = Ready(packed.adapter, fingerprint(packed.adapter.model, tokenizer, quantization=config.quantization))
+    ready = Ready(packed.adapter, identity)
     if _tier(config, ready.adapter) == 0:
         return ready
     try:
@@ -244,7 +249,7 @@ def _operated(
         if config.quantization is not None:
             raise ModelError(f"quantization does not work for {config.model}: {_first_line(error)}") from error
         _logger.warning("Tier 1 does not work for this model, so it runs as it is: %s", _first_line(error))
-        return ready._replace(adapter=_packed(_load_model(folder, config), config, ranks).adapter)
+        return ready._replace(adapter=_packed(_load_model(folder, config), config, ranks, identity).adapter)
     _logger.info("Tier 1: %s", report)
     return ready._replace(tier=1)
 
@@ -271,26 +276,34 @@ def _tier(config: EngineConfig, adapter: Adapter) -> int:
     return config.tier
 
 
-def _packed(model: PreTrainedModel, config: EngineConfig, ranks: Ranks | None) -> Packed:
+def _packed(model: PreTrainedModel, config: EngineConfig, ranks: Ranks | None, identity: str) -> Packed:
     """The model in packed mode, past the load guard; mixtures of experts in the fastest form that works here."""
     try:
-        return _guarded(model, config, ranks)
+        return _guarded(model, config, ranks, identity)
     except MODEL_FAULTS as error:
         if getattr(model.config, "_experts_implementation", None) in (None, "eager"):
             raise ModelError(f"{config.model} fails in packed mode: {_first_line(error)}") from error
     model.set_experts_implementation("eager")  # grouped_mm has no kernel for every device, dtype and width
     try:
-        return _guarded(model, config, ranks)
+        return _guarded(model, config, ranks, identity)
     except MODEL_FAULTS as error:
         raise ModelError(f"{config.model} fails in packed mode: {_first_line(error)}") from error
 
 
-def _guarded(model: PreTrainedModel, config: EngineConfig, ranks: Ranks | None) -> Packed:
+def _guarded(model: PreTrainedModel, config: EngineConfig, ranks: Ranks | None, identity: str) -> Packed:
     backend = backend_named(config.attention_backend, device=model.device.type, cache_dir=cache_dir(config))
     adapter = Adapter(model, backend) if ranks is None else Adapter(model, backend, least_of_ranks=ranks.least)
     longest = length_limit.max_model_len(_limit(adapter), requested=None)
-    truth = guard.check(adapter, window=length_limit.narrowest_window(adapter.config), longest=longest)
-    return Packed(adapter, truth)
+    window = length_limit.narrowest_window(adapter.config)
+    memory = _memory(adapter, config, identity) if ranks is None else None
+    return Packed(adapter, guard.check(adapter, window=window, longest=longest, memory=memory))
+
+
+def _memory(adapter: Adapter, config: EngineConfig, identity: str) -> Memory:
+    """`identity`: the model's fingerprint."""
+    experts = str(getattr(adapter.model.config, "_experts_implementation", None))
+    device = torch.cuda.get_device_name() if adapter.device.type == "cuda" else adapter.device.type
+    return Memory(cache_dir(config) / "checked", [identity, experts, device, adapter.backend.name])
 
 
 def _agrees_unsharded(packed: Packed, folder: Path, config: EngineConfig) -> bool:

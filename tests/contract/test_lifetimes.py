@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import redis
 from redis.crc import key_slot
-from tokenmill.wire.keys import Keys, Lane
+from tokenmill.wire.keys import WATCH_TTL_MS, Keys, Lane
 from tokenmill.wire.store import Call, Delivery, Script, Store, Transitions
 
 from tests.support.hands import (
@@ -51,6 +51,8 @@ def test_at_rest_every_key_but_the_lanes_and_the_dead_letters_expires(
         )
     )
     hands.finish(third, done(""))
+    server.set(keys.watch, 1, px=WATCH_TTL_MS)
+    hands.store.run(hands.transitions.show("w-1", b"{}"))
     assert hands.store.run(hands.transitions.leave("w-1"))
     assert keys_without_ttl(server, queue) == {keys.dead, *(keys.lane(lane) for lane in Lane)}
 

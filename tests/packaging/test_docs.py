@@ -37,6 +37,7 @@ def actual_names() -> set[str]:
         *(keys.job("<id>"), keys.result("<id>"), keys.workers, keys.dead_workers, keys.worker_info("<worker>")),
         *(keys.cancels("<worker>"), keys.deadlines, keys.not_before, keys.group("<group>")),
         *(keys.group_done("<group>"), keys.dead, keys.count, keys.mark),
+        *(keys.watch, keys.picture("<worker>")),
     ]
     return {name.replace(keys.tag, "T:") for name in names}
 

@@ -26,6 +26,7 @@ from tokenmill_worker import launch
 from tokenmill_worker.engine.api import EngineConfig, EngineError
 from tokenmill_worker.engine.engine import Engine
 from tokenmill_worker.metrics import WorkerStatistics
+from tokenmill_worker.painter import EngineEasel
 from tokenmill_worker.queue.consumer import BLOCK_S, Consumer
 from tokenmill_worker.queue.intake import Intake
 from tokenmill_worker.queue.lanes import Lanes
@@ -178,6 +179,7 @@ def _part(
         now_ms=site.clock.now_ms,
         settle_timeout_s=settings.lease_ttl_s,
         flush_interval_s=settings.flush_interval_ms / 1000,
+        first_tokens=together.first_tokens,
     )
     lease = Lease(
         Store(connect(url, key=keys.tag, retries=0)),
@@ -187,6 +189,7 @@ def _part(
         stall_watch=StallWatch(engine.statistics, timeout_s=settings.stall_timeout_s),
         describe=describe,
         title=_title(settings, engine, url, keys),
+        easel=EngineEasel(engine) if keys.partition == 0 else None,  # one batch, one picture
     )
     is_alone = keys.partitions == 1
     share = Share(together.ready, together.gate)

@@ -13,6 +13,10 @@ GROUP = "w"  # the one consumer group on every lane
 RESULT_TTL_S = 86_400  # a final job and its result stream: a day, so that a reader may come back tomorrow morning
 LEASE_TTL_MS = 15_000  # a worker silent for this long is taken over; renewed every third of it
 WORKER_INFO_TTL_MS = 3 * LEASE_TTL_MS  # outlives the lease, so that who reaps can still say what it reaped
+WATCH_TTL_MS = 10_000  # somebody looks at the batches; said again while they do, so that a closed page costs nothing
+PICTURE_TTL_MS = (
+    5_000  # a worker's last steps; drawn several times a second, so one this old is of a worker that is gone
+)
 CANCEL_TTL_S = 3_600  # cancel requests for one worker; outlives any lease, dies with a worker that never read it
 GROUP_TTL_S = 7 * 86_400  # counts and fan-in of a bulk run: a week, a run may be looked at after a holiday
 RUN_LEASE_TTL_MS = 15_000  # a bulk run whose worker is silent for this long is taken by another one
@@ -96,6 +100,15 @@ class Keys:
     def worker_info(self, worker: str) -> str:
         """Hash: model, limits, fingerprint, statistics; WORKER_INFO_TTL_MS."""
         return f"{self.tag}wi:{worker}"
+
+    @property
+    def watch(self) -> str:
+        """String, in partition 0 alone: there while somebody looks at the batches; WATCH_TTL_MS."""
+        return f"{self.tag}watch"
+
+    def picture(self, worker: str) -> str:
+        """String, in partition 0 alone: the worker's last steps, JSON; PICTURE_TTL_MS."""
+        return f"{self.tag}pic:{worker}"
 
     def cancels(self, worker: str) -> str:
         """Set: ids that this worker shall drop; CANCEL_TTL_S."""

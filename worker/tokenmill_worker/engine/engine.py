@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from tokenmill_worker.engine.pages import Pages
 from tokenmill_worker.engine.scheduler import Scheduled, Scheduler
 from tokenmill_worker.engine.sequence import Sequence
 from tokenmill_worker.engine.validation import Validator
+
+if TYPE_CHECKING:
+    from tokenmill_worker.engine.step_log import StepLog
 
 _logger = logging.getLogger(__name__)
 _Outcome = tuple[Scheduled, Draws]  # a step or a part of one, and what its sampled rows drew
@@ -90,6 +94,7 @@ class Engine:
         self._events: list[TokenEvent] = []  # of the step under way
         self._num_arrivals = self._num_steps = self._num_finished = 0
         self._num_parked = 0  # over all requests
+        self.step_log: StepLog | None = None  # set, and unset, by whoever wants to see the steps; from any thread
 
     @property
     def device(self) -> str:
@@ -114,8 +119,7 @@ class Engine:
 
     def _plain_step(self) -> None:
         """Schedule, run, commit."""
-        step = self._scheduler.schedule()
-        self._num_steps += bool(step)
+        step = self._schedule()
         self._run_and_commit(step)
 
     def _overlapped_step(self) -> None:
@@ -125,8 +129,7 @@ class Engine:
         have ended a step ago takes part once too often, and what it draws is dropped.
         """
         self._commit_in_flight(but=0 if self._scheduler.must_know_draws else 1)  # 1: nothing, unless interrupted
-        step = self._scheduler.schedule()
-        self._num_steps += bool(step)
+        step = self._schedule()
         is_launched = bool(step) and self._launch(step)
         self._commit_in_flight(but=int(is_launched))
 
@@ -158,6 +161,14 @@ class Engine:
             max_num_batched_tokens=max_num_batched_tokens,
             interval=scheduling_interval,
         )
+
+    def _schedule(self) -> Scheduled:
+        step = self._scheduler.schedule()
+        if step:
+            self._num_steps += 1
+            if (log := self.step_log) is not None:
+                log.add_step(self._num_steps, step)
+        return step
 
     # Requests in and out
 
@@ -363,7 +374,9 @@ class Engine:
     def _tell(self, choice: Choice, error: RowError | None = None) -> None:
         """What is new of this choice; with its usage the request is over and forgotten."""
         usage = None
-        if choice.is_finished:
+        if (reason := choice.transcript.finish_reason) is not None:
+            if (log := self.step_log) is not None:
+                log.add_end(choice.sequence.request_id, choice.sequence.index, reason)
             active = self._requests[choice.sequence.request_id]
             usage = active.usage() if active.is_last_word(choice) else None
         event = choice.transcript.take_event(usage=usage, error=error)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from tokenmill.wire.errors import FencedError
 from tokenmill.wire.store import Store, Transitions
@@ -25,6 +26,7 @@ from tokenmill_worker.queue.stall import StallWatch
 RENEWALS_PER_TTL = 3  # two may get lost before the lease does
 REAPS_PER_TTL = 2  # at least
 HOUSEKEEPING_S = 1.0  # statistics shown, passed deadlines swept, the dead looked for
+PICTURE_S = 0.25  # between pictures of the batch, while somebody looks: to the eye that moves
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,18 @@ class LeaseStatistics:
     num_renewals: int = 0
     num_fenced: int = 0
     num_reaped: int = 0
+
+
+class Easel(Protocol):
+    """Where pictures of the batch come from."""
+
+    def watch(self, is_wanted: bool) -> None:
+        """Somebody looks, or nobody does."""
+        ...
+
+    def picture(self) -> bytes | None:
+        """None: nobody looks."""
+        ...
 
 
 @dataclass(slots=True)
@@ -54,7 +68,8 @@ def fresh_name() -> str:
 class Lease(Service):
     """`worker` is the name under which requests are claimed; it changes when the lease was lost and taken anew.
 
-    `describe` gives the fields of the worker's info hash, `title` a line for people.
+    `describe` gives the fields of the worker's info hash, `title` a line for people, `easel` the batch's picture: for
+    one lease of a worker, where it has several.
     """
 
     def __init__(
@@ -67,6 +82,7 @@ class Lease(Service):
         stall_watch: StallWatch,
         describe: Callable[[], Mapping[str, str]],
         title: str,
+        easel: Easel | None = None,
     ) -> None:
         super().__init__("lease", stop_timeout_s=ANSWER_TIMEOUT_S)
         self.worker = fresh_name()
@@ -77,6 +93,7 @@ class Lease(Service):
         self._stall_watch = stall_watch
         self._describe = describe
         self._title = title
+        self._easel = easel
         self._reaper = Reaper(store, transitions, ttl_s=ttl_s)
         self._soon = threading.Event()
         self._num_renewals = self._num_fenced = 0
@@ -85,6 +102,7 @@ class Lease(Service):
             self._renewal,
             _Duty(HOUSEKEEPING_S, self._keep_house),
             _Duty(min(ttl_s / REAPS_PER_TTL, HOUSEKEEPING_S), self._reap),
+            _Duty(HOUSEKEEPING_S, self._show),
         ]
 
     def start(self) -> None:
@@ -161,8 +179,17 @@ class Lease(Service):
         self._holdings.cancel(renewal.cancelled)
 
     def _keep_house(self) -> None:
-        self._store.run(self._transitions.inform(self.worker, dict(self._describe())))
+        is_watched = self._store.run(self._transitions.inform(self.worker, dict(self._describe())))
+        if self._easel is not None:
+            self._easel.watch(is_watched)
         self._reaper.sweep()
+
+    def _show(self) -> float | None:
+        picture = self._easel.picture() if self._easel is not None else None
+        if picture is None:
+            return None
+        self._store.run(self._transitions.show(self.worker, picture))
+        return PICTURE_S
 
     def _reap(self) -> float | None:
         if self._reaper.reap_one(self.worker):

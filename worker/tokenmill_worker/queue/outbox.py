@@ -136,13 +136,15 @@ class Outbox:
 
     # What was said
 
-    def add(self, event: TokenEvent, *, now_ms: float) -> None:
+    def add(self, event: TokenEvent, *, now_ms: float) -> float | None:
+        """Returns how long the request's first token took, in ms from its acceptance, when this event brings it."""
         choice = self._choices[event.index]
         choice.texts.extend(event.texts)
         choice.finish_reason = event.finish_reason or choice.finish_reason
         self._fresh.append(event)
         self._num_fresh += len(event.token_ids)
-        if event.token_ids and self._first_token_ms is None:
+        is_first = bool(event.token_ids) and self._first_token_ms is None
+        if is_first:
             self._first_token_ms = since_accepted(self.tenure, now_ms)
         if event.error is not None:
             self._error = ErrorInfo(code=event.error.code, message=event.error.message)
@@ -154,6 +156,12 @@ class Outbox:
                 cached_tokens=usage.cached_tokens,
             )
             self._total_ms = since_accepted(self.tenure, now_ms)
+        return self._first_token_ms if is_first else None
+
+    @property
+    def error_code(self) -> str | None:
+        """Of its last word, if that is an error."""
+        return self._error.code if self._error is not None else None
 
     @property
     def is_complete(self) -> bool:
@@ -260,6 +268,10 @@ class Rejected:
         self._error = error
         self._told = told or (ToldChoice(),)
         self._total_ms = since_accepted(tenure, now_ms)
+
+    @property
+    def error_code(self) -> str:
+        return self._error.code
 
     def is_due(self, now_s: float) -> bool:
         return False

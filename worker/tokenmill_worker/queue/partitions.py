@@ -17,6 +17,7 @@ from tokenmill_worker.queue.gate import Gate
 from tokenmill_worker.queue.holdings import Ending, Holdings
 from tokenmill_worker.queue.lease import Lease, LeaseStatistics
 from tokenmill_worker.queue.publisher import Publisher, PublisherStatistics
+from tokenmill_worker.queue.recent import MOST_FAILURES, RecentTimes
 from tokenmill_worker.queue.service import Service
 from tokenmill_worker.queue.sharing import SharedReady
 
@@ -160,11 +161,16 @@ class Publishers(_Services):
 
     def statistics(self) -> PublisherStatistics:
         parts = [publisher.statistics() for publisher in self._publishers]
+        failures = sorted(failure for part in parts for failure in part.recent_failures)
         return PublisherStatistics(
             num_open=sum(part.num_open for part in parts),
             num_unpublished=sum(part.num_unpublished for part in parts),
             num_ended=sum(part.num_ended for part in parts),
             num_retried=sum(part.num_retried for part in parts),
+            num_failed=sum(part.num_failed for part in parts),
+            first_token_p50_ms=parts[0].first_token_p50_ms,  # measured together
+            first_token_p95_ms=parts[0].first_token_p95_ms,
+            recent_failures=tuple(failures[-MOST_FAILURES:]),
         )
 
 
@@ -219,3 +225,4 @@ class Together:
         self.gate = Gate([site.holdings for site in sites])
         self.holdings = AllHoldings([(site.keys, site.holdings) for site in sites])
         self.ready = SharedReady(self.holdings.is_wanted, len(sites))
+        self.first_tokens = RecentTimes()

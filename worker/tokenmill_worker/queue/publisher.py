@@ -6,8 +6,9 @@ The engine's thread only appends to a list here. Knows no lanes, no claims and n
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar
 
 from tokenmill.wire.errors import FencedError
@@ -20,6 +21,7 @@ from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.isolation import BROKEN, is_broken
 from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
 from tokenmill_worker.queue.outbox import Outbox, Rejected
+from tokenmill_worker.queue.recent import MOST_FAILURES, Failure, RecentTimes
 from tokenmill_worker.queue.service import Service
 
 FLUSH_INTERVAL_S = 0.05  # readers see no difference to less, the server and this process do
@@ -63,12 +65,19 @@ class Post(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublisherStatistics:
-    """Totals only grow; `num_open` and `num_unpublished` tokens are of the last flush."""
+    """Totals only grow; `num_open` and `num_unpublished` tokens are of the last flush.
+
+    `first_token_p50_ms` and `p95`, from acceptance, over the last minute. `recent_failures`: the newest last.
+    """
 
     num_open: int = 0
     num_unpublished: int = 0
     num_ended: int = 0
     num_retried: int = 0
+    num_failed: int = 0
+    first_token_p50_ms: float | None = None
+    first_token_p95_ms: float | None = None
+    recent_failures: tuple[Failure, ...] = ()
 
 
 class Publisher(Service):
@@ -85,7 +94,9 @@ class Publisher(Service):
         now_ms: Callable[[], float],
         settle_timeout_s: float,
         flush_interval_s: float = FLUSH_INTERVAL_S,
+        first_tokens: RecentTimes | None = None,
     ) -> None:
+        """`first_tokens`: where their times go, when that is shared with other publishers."""
         super().__init__("publisher", stop_timeout_s=settle_timeout_s + ANSWER_TIMEOUT_S)
         self._post = post
         self._holdings = holdings
@@ -99,7 +110,9 @@ class Publisher(Service):
         self._outboxes: dict[str, Outbox | Rejected] = {}  # the thread's own, as is all that follows
         self._next_flush_s = self._rested_s = 0.0
         self._backoff = Backoff()
-        self._num_ended = self._num_retried = 0
+        self._num_ended = self._num_retried = self._num_failed = 0
+        self._first_tokens = first_tokens or RecentTimes()
+        self._failures: deque[Failure] = deque(maxlen=MOST_FAILURES)
         self._statistics = PublisherStatistics()
 
     def open(self, admission: Admission) -> None:
@@ -120,7 +133,8 @@ class Publisher(Service):
         self._put([Rejected(tenure, error, told=told, now_ms=self._now_ms())], is_urgent=True)
 
     def statistics(self) -> PublisherStatistics:
-        return self._statistics
+        p50_ms, p95_ms = self._first_tokens.percentiles(now_s=time.monotonic())
+        return replace(self._statistics, first_token_p50_ms=p50_ms, first_token_p95_ms=p95_ms)
 
     def _put(self, news: Sequence[Admission | Rejected | TokenEvent], *, is_urgent: bool) -> None:
         with self._news:
@@ -196,8 +210,10 @@ class Publisher(Service):
                 self._outboxes[news.tenure.request_id] = Outbox(news, now_s=now_s)
             elif isinstance(news, Rejected):
                 self._outboxes[news.tenure.request_id] = news
-            elif isinstance(outbox := self._outboxes.get(news.request_id), Outbox):
-                outbox.add(news, now_ms=now_ms)  # without an outbox, the request was fenced meanwhile
+            elif isinstance(outbox := self._outboxes.get(news.request_id), Outbox):  # else it was fenced meanwhile
+                first_token_ms = outbox.add(news, now_ms=now_ms)
+                if first_token_ms is not None:
+                    self._first_tokens.add(first_token_ms, now_s=now_s)
 
     def _forget_fenced(self) -> None:
         for request_id, box in list(self._outboxes.items()):
@@ -211,6 +227,8 @@ class Publisher(Service):
             num_unpublished=sum(box.num_unpublished for box in boxes),
             num_ended=self._num_ended,
             num_retried=self._num_retried,
+            num_failed=self._num_failed,
+            recent_failures=tuple(self._failures),
         )
 
     # To the server and back
@@ -275,10 +293,16 @@ class Publisher(Service):
         if reply.status == "ok":
             self._let_go(box)
             self._num_ended += 1
+            self._note_failure(box)
         elif reply.status == "gap" and isinstance(box, Outbox):
             self._acknowledge(box, reply.published)  # cut or resent with the next flush
         else:
             self._fence(box)
+
+    def _note_failure(self, box: Outbox | Rejected) -> None:
+        if box.error_code is not None:
+            self._num_failed += 1
+            self._failures.append(Failure(int(self._now_ms()), box.tenure.request_id, box.error_code))
 
     def _take_retry_reply(self, box: Outbox, reply: str) -> None:
         if reply == "ok":

@@ -11,6 +11,7 @@ from tokenmill.wire.messages.entries import (
     split_stream_id,
     stream_id,
 )
+from tokenmill.wire.messages.picture import BatchPicture, RowBar, StepShape
 from tokenmill.wire.messages.plain import PlainRequest, encode_plain
 from tokenmill.wire.messages.raw import RawEntry
 from tokenmill.wire.messages.request import (
@@ -38,6 +39,7 @@ from tokenmill.wire.messages.result import (
 __all__ = [
     "FINAL_STATES",
     "PROTOCOL_VERSION",
+    "BatchPicture",
     "Choice",
     "ChoiceText",
     "Completion",
@@ -54,7 +56,9 @@ __all__ = [
     "Request",
     "RequestDecoder",
     "ResetEntry",
+    "RowBar",
     "SamplingParams",
+    "StepShape",
     "TerminalEntry",
     "TerminalType",
     "Timings",

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from redis.exceptions import ResponseError
 
-from tokenmill.wire.keys import CANCEL_TTL_S, DURABLE_TIMEOUT_MS, GROUP, GROUP_TTL_S, MAX_JOBS_PER_CALL, Keys, Lane
+from tokenmill.wire.keys import (
+    CANCEL_TTL_S,
+    DURABLE_TIMEOUT_MS,
+    GROUP,
+    GROUP_TTL_S,
+    MAX_JOBS_PER_CALL,
+    PICTURE_TTL_MS,
+    Keys,
+    Lane,
+)
 from tokenmill.wire.store.calls import Argument, Call, Command, Script, Steps, checked, evaluate
 from tokenmill.wire.store.values import Delivery, Durability, JobInfo, LaneStatistics, QueueStatistics, WorkerStatistics
 
@@ -178,6 +187,11 @@ def inspect(keys: Keys, request_id: str) -> Steps[JobInfo | None]:
         worker=worker,
         is_cancelled=cancelled == "1",
     )
+
+
+def show(keys: Keys, worker: str, picture: bytes) -> Steps[None]:
+    (reply,) = yield [("SET", keys.picture(worker), picture, "PX", PICTURE_TTL_MS)]
+    checked(reply)
 
 
 def statistics(keys: Keys) -> Steps[QueueStatistics]:

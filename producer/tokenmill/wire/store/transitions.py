@@ -85,10 +85,13 @@ class Transitions:
         """The same answer as renew, without renewing."""
         return _call("cancels", [self.keys.workers, self.keys.cancels(worker)], [worker], _renewal)
 
-    def inform(self, worker: str, info: Mapping[str, str]) -> Call[None]:
-        """Refresh what the worker tells about itself; nothing happens when it has no lease."""
-        keys = [self.keys.workers, self.keys.worker_info(worker)]
-        return _call("inform", keys, [worker, WORKER_INFO_TTL_MS, *_fields(info)], _nothing)
+    def inform(self, worker: str, info: Mapping[str, str]) -> Call[bool]:
+        """Refresh what the worker tells about itself; nothing happens when it has no lease.
+
+        True: somebody looks at the batches, so a picture of this one is wanted.
+        """
+        keys = [self.keys.workers, self.keys.worker_info(worker), self.keys.watch]
+        return _call("inform", keys, [worker, WORKER_INFO_TTL_MS, *_fields(info)], bool)
 
     def begin(self, worker: str, claims: Sequence[Claim], *, fingerprint: str = "") -> Call[list[BeginReply]]:
         """Begin what the worker has read; one reply each, in order. FencedError: the worker has no lease.
@@ -201,6 +204,10 @@ class Transitions:
             keys += self._job(claim.request_id, claim.group)
             args += _claim(claim)
         return _call("reap", keys, args, int)
+
+    def show(self, worker: str, picture: bytes) -> Procedure[None]:
+        """The worker's batch, for those who look."""
+        return Procedure(lambda: procedures.show(self.keys, worker, picture))
 
     # Procedures: candidates are looked up with plain commands, then a script that checks again
 

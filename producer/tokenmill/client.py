@@ -350,16 +350,24 @@ class AsyncClient:
     async def _cancel(self, request_id: str, partition: int) -> CancelReply:
         return (await self._stores[partition].run(self._core.transitions(partition).cancel([request_id])))[0]
 
-    async def _follow(self, follower: Follower) -> AsyncIterator[Delta]:
+    async def _follow(self, follower: Follower) -> AsyncIterator[list[Delta]]:
+        """Deltas as they come in: those that one read brought, together."""
         steps, answer = follower.steps(), None
+        news: list[Delta] = []
         while (effect := _next_effect(steps, answer)) is not None:
             answer = None
+            if isinstance(effect, Delta):
+                news.append(effect)
+                continue
+            if news:
+                yield news
+                news = []
             if isinstance(effect, Read):
                 answer = await self._read(effect, follower.partition)
-            elif isinstance(effect, Pause):
-                await asyncio.sleep(effect.seconds)
             else:
-                yield effect
+                await asyncio.sleep(effect.seconds)
+        if news:
+            yield news
 
     async def _read(self, effect: Read, partition: int) -> list[Any] | UnavailableError:
         try:
@@ -393,10 +401,22 @@ class AsyncJob:
 
     async def stream(self, after: str | None = None, *, timeout: float | None = None) -> AsyncIterator[Delta]:  # noqa: ASYNC109 (the same argument as Job.stream)
         follower = self._follower(after, timeout)
-        async for delta in self._client._follow(follower):
-            yield delta
+        async for deltas in self._client._follow(follower):
+            for delta in deltas:
+                yield delta
         if follower.completion is not None:  # None: it was over before `after`
             _final(follower.completion)
+
+    async def news(self, after: str | None = None) -> AsyncIterator[list[Delta] | Completion]:
+        """As `stream`, for who passes it on: all deltas that are there at once, and the completion at the end.
+
+        The completion comes also where its final word is an error. Nothing comes if it was over before `after`.
+        """
+        follower = self._follower(after, None)
+        async for deltas in self._client._follow(follower):
+            yield deltas
+        if follower.completion is not None:
+            yield follower.completion
 
     async def result(self, timeout: float | None = None) -> Completion:  # noqa: ASYNC109 (as Job.result)
         follower = self._follower(None, timeout)

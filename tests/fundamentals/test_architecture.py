@@ -115,6 +115,18 @@ def test_only_the_jobs_of_bulk_runs_know_rq() -> None:
     assert not under(loaded, "rq"), "a client that does no bulk runs need not have it"
 
 
+def test_only_the_gateway_knows_a_web_framework() -> None:
+    frameworks = ("fastapi", "starlette", "uvicorn")
+    knowing = {
+        file.relative_to(PRODUCER).as_posix()
+        for file in PRODUCER.rglob("*.py")
+        if any(_imports(file, name) for name in frameworks)
+    }
+    assert knowing
+    assert {name for name in knowing if not name.startswith("gateway/")} == set()
+    assert not under(loaded_by("tokenmill.cli.gateway"), *frameworks), "its help needs no extra"
+
+
 def _imports(file: Path, package: str) -> bool:
     return bool(under(imported_names(file), package))
 

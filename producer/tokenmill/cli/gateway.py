@@ -1,0 +1,76 @@
+"""`tokenmill gateway`: reads options, puts the settings together, serves. Knows no HTTP."""
+
+from pathlib import Path
+
+import click
+
+from tokenmill.cli.exits import Exit, fail, with_exit_codes
+from tokenmill.cli.options import queue_options
+
+
+@click.command(
+    help=with_exit_codes(
+        """Serve OpenAI's HTTP interface in front of a queue, until SIGTERM.
+
+        \b
+        tokenmill gateway --redis redis://localhost:6379/0 --port 8000
+        curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
+             -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
+
+        Start as many as you like: they keep nothing that another one would miss.
+        """,
+        "0 ended by SIGTERM, 2 wrong usage",
+    )
+)
+@queue_options
+@click.option("--host", envvar="TOKENMILL_GATEWAY_HOST", default="127.0.0.1", show_default=True, show_envvar=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    envvar="TOKENMILL_GATEWAY_PORT",
+    default=8000,
+    show_default=True,
+    show_envvar=True,
+)
+@click.option(
+    "--files",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    envvar="TOKENMILL_FILES",
+    show_envvar=True,
+    help="Files and batches, shared with `tokenmill bulk worker`.",
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    envvar="TOKENMILL_CORS_ORIGINS",
+    show_envvar=True,
+    help="Let pages of this origin ask from a browser; may be repeated. None by default.",
+)
+def gateway(
+    redis_url: str,
+    queue: str,
+    partitions: int,
+    host: str,
+    port: int,
+    files: Path | None,
+    cors_origins: tuple[str, ...],
+) -> None:
+    try:
+        from tokenmill.gateway.serve import serve
+        from tokenmill.gateway.settings import GatewaySettings
+    except ModuleNotFoundError as error:
+        fail(f"the gateway needs {error.name}: pip install 'tokenmill[gateway]'", Exit.USAGE)
+    settings = GatewaySettings(
+        redis_url=redis_url,
+        queue=queue,
+        partitions=partitions,
+        host=host,
+        port=port,
+        files=files,
+        cors_origins=cors_origins,
+    )
+    click.echo(f"tokenmill gateway: http://{host}:{port}/v1, queue {queue}", err=True)
+    serve(settings)

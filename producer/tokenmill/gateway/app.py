@@ -1,0 +1,34 @@
+"""The application, put together: routers, error handlers, and the state that they share. Knows no endpoint."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from tokenmill.gateway.errors import add_error_handlers
+from tokenmill.gateway.routes import chat, health, models
+from tokenmill.gateway.settings import GatewaySettings
+from tokenmill.gateway.state import Gateway
+
+ROUTERS = (chat.router, models.router, health.router)
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    """Nothing is connected before the application starts, and nothing sent before the first request."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.gateway = Gateway(settings)
+        yield
+        await app.state.gateway.close()
+
+    app = FastAPI(title="tokenmill", summary="An OpenAI-compatible front door to a queue.", lifespan=lifespan)
+    add_error_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    return app

@@ -1,0 +1,27 @@
+"""Runs the application under uvicorn until it is told to stop. Knows no endpoint."""
+
+import uvicorn
+
+from tokenmill.gateway.app import create_app
+from tokenmill.gateway.settings import GatewaySettings
+
+BACKLOG = 4096  # connections that the kernel holds while we are busy: a thousand clients may come at once
+DRAIN_S = 10  # that open requests have after SIGTERM; what is cut goes on when its client comes back
+
+
+def config(settings: GatewaySettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        backlog=BACKLOG,
+        ws="none",
+        log_level="warning",
+        access_log=False,  # a path may hold an id, and a line for each request costs more than it tells
+        timeout_graceful_shutdown=DRAIN_S,
+        server_header=False,
+    )
+
+
+def serve(settings: GatewaySettings) -> None:
+    uvicorn.Server(config(settings)).run()

@@ -1,0 +1,23 @@
+"""What a gateway is told when it starts: read by the command line from flags and TOKENMILL_*, nowhere else."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """`files`: the folder that files and batches share with `tokenmill bulk worker`; without it they are refused.
+
+    `cors_origins`: whose pages may ask from a browser; none by default. `early_error_s`: how long a stream waits for
+    its first word before it answers 200, so that what fails at once fails with a status of its own.
+    """
+
+    redis_url: str = "redis://localhost:6379/0"
+    queue: str = "default"
+    partitions: int = 1
+    host: str = "127.0.0.1"
+    port: int = 8000
+    files: Path | None = None
+    cors_origins: tuple[str, ...] = ()
+    keep_alive_s: float = 15.0
+    early_error_s: float = 1.0

@@ -1,0 +1,1 @@
+"""How each endpoint of OpenAI's writes an answer: pure functions of deltas and completions."""

@@ -1,0 +1,65 @@
+"""What the routes of one gateway process share: settings, clients of its queues, tasks that outlive their request.
+
+Nothing here is missed when the process dies: the truth is in Redis, and any other gateway process finds it there.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Request
+
+from tokenmill.client import AsyncClient
+from tokenmill.gateway.models import Models
+from tokenmill.gateway.settings import GatewaySettings
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One queue: how to ask it, and what it serves."""
+
+    client: AsyncClient
+    models: Models
+
+
+@dataclass(slots=True)
+class Gateway:
+    settings: GatewaySettings
+    _queues: dict[str, Queue] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    @property
+    def client(self) -> AsyncClient:
+        """Of the queue that the gateway was started for."""
+        return self.queue().client
+
+    @property
+    def models(self) -> Models:
+        return self.queue().models
+
+    def queue(self, name: str | None = None) -> Queue:
+        """By its name; None: the gateway's own."""
+        name = name or self.settings.queue
+        if name not in self._queues:
+            client = AsyncClient(self.settings.redis_url, name, self.settings.partitions)
+            self._queues[name] = Queue(client, Models(client))
+        return self._queues[name]
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Work that goes on when its request is over, and that `close` waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for queue in self._queues.values():
+            await queue.client.close()
+
+
+def gateway_of(request: Request) -> Gateway:
+    return cast("Gateway", request.app.state.gateway)
+
+
+GatewayOf = Annotated[Gateway, Depends(gateway_of)]

@@ -1,6 +1,7 @@
 """One immutable look at a worker, put together from its parts: the one source of what is shown about it."""
 
 import json
+import time
 from dataclasses import asdict, dataclass
 
 from tokenmill_worker.engine.api import EngineStatistics
@@ -32,7 +33,8 @@ class WorkerStatistics:
     def fields(self) -> dict[str, str]:
         """For the worker's info hash, whose values are strings."""
         parts = (self.engine, self.consumer, self.publisher, self.lease)
-        return {name: _text(value) for part in parts for name, value in asdict(part).items()}
+        told = {name: _text(value) for part in parts for name, value in asdict(part).items()}
+        return {**told, "told_s": f"{time.monotonic():.3f}"}  # rates are the growth of totals between two of these
 
 
 def _text(value: object) -> str:

@@ -125,9 +125,14 @@ class RunBoard:
 
     def all_runs(self) -> list[RunStatus]:
         """The newest first."""
+        return self.latest_runs(None)
+
+    def latest_runs(self, limit: int | None) -> list[RunStatus]:
+        """The newest `limit` of them; the others are only counted past."""
         jobs = Job.fetch_many(self._run_ids(), connection=self.queue.connection, serializer=self.queue.serializer)
-        found = [self._status_of(job) for job in jobs if job is not None and job.func_name == TASK]
-        return sorted(found, key=lambda status: status.submitted or "", reverse=True)
+        ours = [job for job in jobs if job is not None and job.func_name == TASK]
+        ours.sort(key=lambda job: _time(job.created_at) or "", reverse=True)
+        return [self._status_of(job) for job in ours[:limit]]
 
     def stop(self, run_id: str) -> bool:
         """What is in flight is cancelled, finished rows stay. False: it is over already."""

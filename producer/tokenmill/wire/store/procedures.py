@@ -15,6 +15,7 @@ from tokenmill.wire.keys import (
     GROUP_TTL_S,
     MAX_JOBS_PER_CALL,
     PICTURE_TTL_MS,
+    WATCH_TTL_MS,
     Keys,
     Lane,
 )
@@ -194,31 +195,35 @@ def show(keys: Keys, worker: str, picture: bytes) -> Steps[None]:
     checked(reply)
 
 
+def watch(keys: Keys, workers: Sequence[str]) -> Steps[dict[str, bytes]]:
+    watching: Command = ("SET", keys.watch, 1, "PX", WATCH_TTL_MS)
+    noted, *pictures = yield [watching, *(("GET", keys.picture(name)) for name in workers)]
+    checked(noted)
+    return {name: found for name, reply in zip(workers, pictures, strict=True) if (found := checked(reply)) is not None}
+
+
 def statistics(keys: Keys) -> Steps[QueueStatistics]:
-    now_ms = yield from _server_ms()
-    lanes: dict[str, LaneStatistics] = {}
-    for lane in Lane:
-        lanes[lane.value] = yield from _lane_statistics(keys.lane(lane), now_ms)
-    commands: list[Command] = [
-        ("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
-        ("XLEN", keys.dead),
-        ("ZCARD", keys.not_before),
-    ]
-    leases, dead_letters, scheduled = [checked(reply) for reply in (yield commands)]
+    commands = [command for lane in Lane for command in _lane_commands(keys.lane(lane))]
+    commands += [("ZRANGE", keys.workers, 0, -1, "WITHSCORES"), ("XLEN", keys.dead), ("ZCARD", keys.not_before)]
+    time, *replies = yield [("TIME",), *commands]
+    now_ms = _in_ms(time)
+    leases, dead_letters, scheduled = map(checked, replies[-3:])
+    lanes = {
+        lane.value: _lane_statistics(*replies[3 * place : 3 * place + 3], now_ms=now_ms)
+        for place, lane in enumerate(Lane)
+    }
     workers = yield from _worker_statistics(keys, _pairs(leases), now_ms)
     return QueueStatistics(
         queue=keys.queue, lanes=lanes, workers=workers, dead_letters=dead_letters, scheduled=scheduled
     )
 
 
-def _lane_statistics(lane_key: str, now_ms: int) -> Steps[LaneStatistics]:
+def _lane_commands(lane_key: str) -> list[Command]:
+    return [("XLEN", lane_key), ("XPENDING", lane_key, GROUP), ("XRANGE", lane_key, "-", "+", "COUNT", 1)]
+
+
+def _lane_statistics(length: Any, pending: Any, oldest: Any, *, now_ms: int) -> LaneStatistics:
     """XLEN minus pending is the true backlog: finished entries are deleted."""
-    commands: list[Command] = [
-        ("XLEN", lane_key),
-        ("XPENDING", lane_key, GROUP),
-        ("XRANGE", lane_key, "-", "+", "COUNT", 1),
-    ]
-    length, pending, oldest = yield commands
     num_pending, _ = _pending_summary(pending)
     ids = [entry[0].decode() for entry in checked(oldest)]
     age_s = max(0.0, (now_ms - int(ids[0].partition("-")[0])) / 1000) if ids else None
@@ -255,7 +260,11 @@ def _is_no_hash(reply: Any) -> bool:
 
 def _server_ms() -> Steps[int]:
     (reply,) = yield [("TIME",)]
-    seconds, microseconds = checked(reply)
+    return _in_ms(reply)
+
+
+def _in_ms(time: Any) -> int:
+    seconds, microseconds = checked(time)
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 

@@ -209,6 +209,10 @@ class Transitions:
         """The worker's batch, for those who look."""
         return Procedure(lambda: procedures.show(self.keys, worker, picture))
 
+    def watch(self, workers: Sequence[str]) -> Procedure[dict[str, bytes]]:
+        """Ask all workers to show their batches for WATCH_TTL_MS, and take what these show by now."""
+        return Procedure(lambda: procedures.watch(self.keys, workers))
+
     # Procedures: candidates are looked up with plain commands, then a script that checks again
 
     def cancel(self, request_ids: Sequence[str]) -> Procedure[list[CancelReply]]:

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := worker,bulk,gateway,embedded,dev
+EXTRAS := worker,bulk,gateway,tracing,embedded,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help demo test lint types unit acceptance topology servers verify chaos bench bench-queue bench-offline bench-latency bench-online images-check clean

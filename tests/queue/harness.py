@@ -15,6 +15,7 @@ from tokenmill.wire.messages import DeltaEntry, Request, ResetEntry, TerminalEnt
 from tokenmill.wire.store import QueueStatistics, Store, Submission, Transitions
 from tokenmill_worker.cli import assemble
 from tokenmill_worker.engine import Engine, EngineConfig
+from tokenmill_worker.observe.watch import NOBODY, Watch
 from tokenmill_worker.queue.quarantine import PATIENCE_S
 from tokenmill_worker.settings import WorkerSettings
 
@@ -138,12 +139,12 @@ def settings_for(bench: Bench, **changes: object) -> WorkerSettings:
 class RunningWorker:
     """A worker on a thread of this process."""
 
-    def __init__(self, settings: WorkerSettings, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, settings: WorkerSettings, *, patience_s: float = PATIENCE_S, watch: Watch = NOBODY) -> None:
         config = EngineConfig(
             model=settings.model, max_num_seqs=settings.max_num_seqs, kv_cache_tokens=settings.kv_cache_tokens
         )
         self.engine = Engine(config)
-        self.worker = assemble(self.engine, settings, settings.redis_url, quarantine_patience_s=patience_s)
+        self.worker = assemble(self.engine, settings, settings.redis_url, quarantine_patience_s=patience_s, watch=watch)
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="tokenmill-test-worker")
 
@@ -168,9 +169,11 @@ class RunningWorker:
 
 
 @contextlib.contextmanager
-def running_worker(bench: Bench, *, patience_s: float = PATIENCE_S, **changes: object) -> Iterator[RunningWorker]:
+def running_worker(
+    bench: Bench, *, patience_s: float = PATIENCE_S, watch: Watch = NOBODY, **changes: object
+) -> Iterator[RunningWorker]:
     """Until the block ends: then it drains, and its engine must be in order."""
-    running = RunningWorker(settings_for(bench, **changes), patience_s=patience_s)
+    running = RunningWorker(settings_for(bench, **changes), patience_s=patience_s, watch=watch)
     running.start()
     try:
         yield running

@@ -13,6 +13,7 @@ IDLE = EngineStatistics(
     num_pages=1,
     num_prefill_tokens=0,
     num_decode_tokens=0,
+    num_drawn_tokens=0,
     num_cached_tokens=0,
     num_preemptions=0,
     num_finished=0,

@@ -26,6 +26,8 @@ from tokenmill_worker import launch
 from tokenmill_worker.engine.api import EngineConfig, EngineError
 from tokenmill_worker.engine.engine import Engine
 from tokenmill_worker.metrics import WorkerStatistics
+from tokenmill_worker.observe.observers import Observers
+from tokenmill_worker.observe.watch import NOBODY, Watch
 from tokenmill_worker.painter import EngineEasel
 from tokenmill_worker.queue.consumer import BLOCK_S, Consumer
 from tokenmill_worker.queue.intake import Intake
@@ -67,6 +69,8 @@ log = logging.getLogger("tokenmill_worker")
 @click.option("--quantization", metavar="Q", help="w8a8 or w8a16: int8 on a CPU.")
 @click.option("--tensor-parallel-size", type=int, metavar="N", help="Processes (GPUs) that share the model.")
 @click.option("--served-model-name", metavar="NAME", help="A further name that requests may ask for.")
+@click.option("--metrics-port", type=int, metavar="PORT", help="Serve Prometheus metrics there, at /metrics.")
+@click.option("--tracing", is_flag=True, default=None, help="Send OpenTelemetry spans; see docs/observability.md.")
 def worker(config: Path | None, **flags: object) -> None:
     """Serve a queue with a model until SIGTERM or Ctrl-C, then drain: finish what fits, hand the rest back.
 
@@ -114,9 +118,10 @@ def serve(settings: WorkerSettings, url: str) -> bool:
     log.info("loading %s", settings.model)
     engine = Engine(_engine_config(settings))
     try:
-        serving = assemble(engine, settings, url)
+        observers = Observers.asked_for(settings)
+        serving = assemble(engine, settings, url, watch=observers.watch)
         gc.freeze()  # what is there now stays: no collection needs to look at it again
-        with _stopped_by_signals(serving):
+        with observers.at_work(serving, settings, engine.computing), _stopped_by_signals(serving):
             serving.run()
     finally:
         engine.close()
@@ -124,7 +129,12 @@ def serve(settings: WorkerSettings, url: str) -> bool:
 
 
 def assemble(
-    engine: Engine, settings: WorkerSettings, url: str, *, quarantine_patience_s: float = PATIENCE_S
+    engine: Engine,
+    settings: WorkerSettings,
+    url: str,
+    *,
+    quarantine_patience_s: float = PATIENCE_S,
+    watch: Watch = NOBODY,
 ) -> Worker:
     """A worker around a loaded engine; nothing is sent to the server yet."""
     process = fresh_name()
@@ -135,27 +145,32 @@ def assemble(
     sites = [Site(keys) for keys in all_keys(settings.queue, settings.partitions)]
     together = Together(sites)
     parts = [
-        _part(engine, settings, url, site, together, describe=describe, patience_s=quarantine_patience_s)
+        _part(engine, settings, url, site, together, describe=describe, watch=watch, patience_s=quarantine_patience_s)
         for site in sites
     ]
-    serving = _worker(engine, parts, sites, together, drain_timeout_s=settings.drain_timeout_s)
+    serving = _worker(engine, parts, sites, together, drain_timeout_s=settings.drain_timeout_s, watch=watch)
     return serving
 
 
 def _worker(
-    engine: Engine, parts: Sequence[Part], sites: Sequence[Site], together: Together, *, drain_timeout_s: float
+    engine: Engine,
+    parts: Sequence[Part],
+    sites: Sequence[Site],
+    together: Together,
+    *,
+    drain_timeout_s: float,
+    watch: Watch,
 ) -> Worker:
     """One partition's parts as they are; those of several, gathered."""
+    new_worker = partial(Worker, engine, drain_timeout_s=drain_timeout_s, on_step=watch.stepped)
     if len(parts) == 1:
         part, holdings = parts[0], sites[0].holdings
-        return Worker(engine, part.consumer, part.publisher, part.lease, holdings, drain_timeout_s=drain_timeout_s)
-    return Worker(
-        engine,
+        return new_worker(part.consumer, part.publisher, part.lease, holdings)
+    return new_worker(
         Consumers([part.consumer for part in parts], together.ready),
         Publishers([part.publisher for part in parts], together.holdings),
         Leases([part.lease for part in parts]),
         together.holdings,
-        drain_timeout_s=drain_timeout_s,
     )
 
 
@@ -167,6 +182,7 @@ def _part(
     together: Together,
     *,
     describe: Callable[[], dict[str, str]],
+    watch: Watch,
     patience_s: float,
 ) -> Part:
     """What serves one partition, over three connections of its own."""
@@ -180,6 +196,7 @@ def _part(
         settle_timeout_s=settings.lease_ttl_s,
         flush_interval_s=settings.flush_interval_ms / 1000,
         first_tokens=together.first_tokens,
+        on_end=watch.ended,
     )
     lease = Lease(
         Store(connect(url, key=keys.tag, retries=0)),

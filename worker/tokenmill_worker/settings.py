@@ -108,6 +108,18 @@ class WorkerSettings(BaseSettings):
         120.0, gt=0, description="seconds without a step, with work at hand, after which the lease is given up"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="never shows prompts")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="serve Prometheus metrics there, at /metrics; 0 takes a free port; off if unset",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="where metrics are served; 0.0.0.0 for a scraper on another machine"
+    )
+    tracing: bool = Field(
+        False, description="send OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra `tracing`"
+    )
 
     @field_validator("tier", mode="before")
     @classmethod

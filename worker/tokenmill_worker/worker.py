@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from tokenmill_worker.engine.api import InvalidRequestError
+from tokenmill_worker.engine.api import InvalidRequestError, TokenEvent
 from tokenmill_worker.engine.engine import Engine
+from tokenmill_worker.observe.watch import StepWatch
 from tokenmill_worker.queue.admission import Admission
 from tokenmill_worker.queue.consumer import Consumer
 from tokenmill_worker.queue.lease import Lease
@@ -29,6 +30,7 @@ class Worker:
         holdings: Holds,
         *,
         drain_timeout_s: float,
+        on_step: Sequence[StepWatch] = (),
     ) -> None:
         self.engine = engine
         self.consumer = consumer
@@ -36,6 +38,7 @@ class Worker:
         self.lease = lease
         self.holdings = holdings
         self._drain_timeout_s = drain_timeout_s
+        self._on_step = on_step
         self._is_stopping = False
 
     def run(self) -> None:
@@ -45,7 +48,7 @@ class Worker:
                 admissions = self.consumer.poll(self.engine.capacity(), wait=not self.engine.has_work())
                 self._let_go()
                 self._admit(admissions)
-                self.publisher.publish(self.engine.step())
+                self.publisher.publish(self._step())
             self._drain()
 
     def stop(self) -> None:
@@ -76,13 +79,22 @@ class Worker:
             except InvalidRequestError as error:  # an earlier worker may have told more than this one allows
                 self.publisher.reject(admission.tenure, code=error.code, message=str(error), told=admission.told)
 
+    def _step(self) -> Sequence[TokenEvent]:
+        if not self._on_step:
+            return self.engine.step()
+        started_s = time.perf_counter()
+        events = self.engine.step()
+        for tell in self._on_step:
+            tell(self.engine, events, started_s)
+        return events
+
     def _drain(self) -> None:
         """Nothing new comes. What fits into the drain time is finished; the rest is written down and handed back."""
         self.consumer.close()
         give_up_s = time.monotonic() + self._drain_timeout_s
         while self.engine.has_work() and time.monotonic() < give_up_s:
             self._let_go()
-            self.publisher.publish(self.engine.step())
+            self.publisher.publish(self._step())
         self.consumer.stop()
         self.publisher.stop()
         self.consumer.release()

@@ -310,6 +310,17 @@ class EngineStatistics:
     num_pages: int
     num_prefill_tokens: int
     num_decode_tokens: int
+    num_drawn_tokens: int
     num_cached_tokens: int
     num_preemptions: int
     num_finished: int
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the pages in use, 0 to 1. Those that only the prefix cache holds are free."""
+        return 1 - self.num_free_pages / self.num_pages if self.num_pages else 0.0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Looked up in the prefix cache, found or not; those of a preempted row count anew."""
+        return self.num_prefill_tokens + self.num_cached_tokens

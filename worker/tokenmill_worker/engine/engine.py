@@ -92,7 +92,7 @@ class Engine:
         self._requests: dict[str, ActiveRequest] = {}
         self._cancelled: dict[str, FinishReason] = {}  # from the next step on
         self._events: list[TokenEvent] = []  # of the step under way
-        self._num_arrivals = self._num_steps = self._num_finished = 0
+        self._num_arrivals = self._num_steps = self._num_finished = self._num_drawn_tokens = 0
         self._num_parked = 0  # over all requests
         self.step_log: StepLog | None = None  # set, and unset, by whoever wants to see the steps; from any thread
 
@@ -335,6 +335,7 @@ class Engine:
             self._unpark(step.sequences[index])
         drew = is_there[sampled].nonzero()[0]
         token_ids, rows = drawn.token_ids[drew], sampled[drew]
+        self._num_drawn_tokens += len(drew)
         self._scheduler.rows.append(step.rows[rows], token_ids)
         if drawn.redrawn:
             self._scheduler.rewind(step, [row for row, place in zip(rows, drew, strict=True) if place in drawn.redrawn])
@@ -413,6 +414,7 @@ class Engine:
             num_pages=self._pages.num_pages,
             num_prefill_tokens=self._scheduler.num_prefill_tokens,
             num_decode_tokens=self._scheduler.num_decode_tokens,
+            num_drawn_tokens=self._num_drawn_tokens,
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_preemptions=self._scheduler.num_preemptions,
             num_finished=self._num_finished,

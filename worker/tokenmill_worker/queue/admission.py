@@ -48,13 +48,14 @@ class Admission:
     """A request that was claimed, read, templated, tokenized and found good: ready for the engine.
 
     `is_streaming`: its readers want deltas as they come; otherwise they get checkpoints and the end. `told`: one per
-    choice when an earlier worker told something of it, else empty.
+    choice when an earlier worker told something of it, else empty. `traceparent`: its producer's span (W3C).
     """
 
     tenure: Tenure
     request: EngineRequest
     is_streaming: bool = True
     told: tuple[ToldChoice, ...] = ()
+    traceparent: str | None = None
 
     @property
     def num_rows(self) -> int:

@@ -124,6 +124,7 @@ class Intake:
                 request=self._builder.build(tenure.request_id, request, told, prompt=prompt),
                 is_streaming=request.stream == "delta",
                 told=told,
+                traceparent=request.traceparent,
             )
         except (DecodeError, InvalidOnWireError) as error:
             self._reject(tenure, told, *code_and_message(error))

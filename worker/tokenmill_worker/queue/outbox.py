@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tokenmill.wire.errors import FencedError
 from tokenmill.wire.keys import Lane
@@ -43,6 +43,21 @@ _position = itemgetter(0)
 def since_accepted(tenure: Tenure, at_ms: float | None) -> float | None:
     """For a request's timings."""
     return None if at_ms is None else max(0.0, at_ms - tenure.accepted_ms)
+
+
+class Ending(NamedTuple):
+    """One request's end on this worker, once its last word is with the server."""
+
+    tenure: Tenure
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    error_code: str | None = None
+    admission: Admission | None = None  # None: it was refused
+
+    @property
+    def traceparent(self) -> str | None:
+        return self.admission.traceparent if self.admission is not None else None
 
 
 class _Log:
@@ -118,6 +133,7 @@ class Outbox:
 
     def __init__(self, admission: Admission, *, now_s: float) -> None:
         self.tenure = admission.tenure
+        self._admission = admission
         self.num_published = self.tenure.num_published
         wants_logprobs = admission.request.params.logprobs is not None
         self._log = _Log(self.num_published, wants_logprobs=wants_logprobs)
@@ -212,11 +228,7 @@ class Outbox:
             else None,
             usage=self._usage or Usage(),
             error=self._error if type_ == "error" else None,
-            timings=Timings(
-                queued=since_accepted(self.tenure, self.tenure.begun_ms),
-                first_token=self._first_token_ms,
-                total=self._total_ms,
-            ),
+            timings=self._timings(),
         )
         return Finish(
             request_id=self.tenure.request_id,
@@ -227,6 +239,19 @@ class Outbox:
             state=state,
             group=self.tenure.group,
             num_tokens=self._log.end,
+        )
+
+    def ending(self) -> Ending:
+        """Of a request that `is_complete`."""
+        code = self._error.code if self._error is not None else None
+        usage = self._usage or Usage()
+        return Ending(self.tenure, self._final_reason(), usage, self._timings(), code, self._admission)
+
+    def _timings(self) -> Timings:
+        return Timings(
+            queued=since_accepted(self.tenure, self.tenure.begun_ms),
+            first_token=self._first_token_ms,
+            total=self._total_ms,
         )
 
     def acknowledge(self, num_published: int, *, now_s: float) -> None:
@@ -284,13 +309,9 @@ class Rejected:
             choices=_choice_texts([(choice.text, choice.finish_reason or "error") for choice in self._told])
             if len(self._told) > 1
             else None,
-            usage=Usage(completion_tokens=self.tenure.num_published),
+            usage=self._usage(),
             error=self._error,
-            timings=Timings(
-                queued=since_accepted(self.tenure, self.tenure.begun_ms),
-                first_token=since_accepted(self.tenure, self.tenure.first_token_ms),
-                total=self._total_ms,
-            ),
+            timings=self._timings(),
         )
         return Finish(
             request_id=self.tenure.request_id,
@@ -299,6 +320,19 @@ class Rejected:
             terminal=terminal,
             state="failed",
             group=self.tenure.group,
+        )
+
+    def ending(self) -> Ending:
+        return Ending(self.tenure, "error", self._usage(), self._timings(), self._error.code)
+
+    def _usage(self) -> Usage:
+        return Usage(completion_tokens=self.tenure.num_published)
+
+    def _timings(self) -> Timings:
+        return Timings(
+            queued=since_accepted(self.tenure, self.tenure.begun_ms),
+            first_token=since_accepted(self.tenure, self.tenure.first_token_ms),
+            total=self._total_ms,
         )
 
 

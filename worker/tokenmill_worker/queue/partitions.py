@@ -171,6 +171,7 @@ class Publishers(_Services):
             first_token_p50_ms=parts[0].first_token_p50_ms,  # measured together
             first_token_p95_ms=parts[0].first_token_p95_ms,
             recent_failures=tuple(failures[-MOST_FAILURES:]),
+            num_writes_fenced=sum(part.num_writes_fenced for part in parts),
         )
 
 

@@ -20,7 +20,7 @@ from tokenmill_worker.queue.admission import Admission, Tenure, ToldChoice
 from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.isolation import BROKEN, is_broken
 from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
-from tokenmill_worker.queue.outbox import Outbox, Rejected
+from tokenmill_worker.queue.outbox import Ending, Outbox, Rejected
 from tokenmill_worker.queue.recent import MOST_FAILURES, Failure, RecentTimes
 from tokenmill_worker.queue.service import Service
 
@@ -78,12 +78,14 @@ class PublisherStatistics:
     first_token_p50_ms: float | None = None
     first_token_p95_ms: float | None = None
     recent_failures: tuple[Failure, ...] = ()
+    num_writes_fenced: int = 0
 
 
 class Publisher(Service):
     """`open`, `publish` and `reject` may be called from any thread and never wait for the server.
 
     While the server is away everything is kept and sent later. Only being fenced, as `holdings` says, ends that.
+    `on_end`: told, on this thread, of each request whose last word the server has.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class Publisher(Service):
         settle_timeout_s: float,
         flush_interval_s: float = FLUSH_INTERVAL_S,
         first_tokens: RecentTimes | None = None,
+        on_end: Sequence[Callable[[Ending], None]] = (),
     ) -> None:
         """`first_tokens`: where their times go, when that is shared with other publishers."""
         super().__init__("publisher", stop_timeout_s=settle_timeout_s + ANSWER_TIMEOUT_S)
         self._post = post
         self._holdings = holdings
         self._now_ms = now_ms
+        self._on_end = on_end
         self._settle_timeout_s = settle_timeout_s
         self._flush_interval_s = flush_interval_s
         self._news = threading.Condition()
@@ -110,7 +114,7 @@ class Publisher(Service):
         self._outboxes: dict[str, Outbox | Rejected] = {}  # the thread's own, as is all that follows
         self._next_flush_s = self._rested_s = 0.0
         self._backoff = Backoff()
-        self._num_ended = self._num_retried = self._num_failed = 0
+        self._num_ended = self._num_retried = self._num_failed = self._num_writes_fenced = 0
         self._first_tokens = first_tokens or RecentTimes()
         self._failures: deque[Failure] = deque(maxlen=MOST_FAILURES)
         self._statistics = PublisherStatistics()
@@ -229,6 +233,7 @@ class Publisher(Service):
             num_retried=self._num_retried,
             num_failed=self._num_failed,
             recent_failures=tuple(self._failures),
+            num_writes_fenced=self._num_writes_fenced,
         )
 
     # To the server and back
@@ -294,6 +299,8 @@ class Publisher(Service):
             self._let_go(box)
             self._num_ended += 1
             self._note_failure(box)
+            for tell in self._on_end:
+                tell(box.ending())
         elif reply.status == "gap" and isinstance(box, Outbox):
             self._acknowledge(box, reply.published)  # cut or resent with the next flush
         else:
@@ -333,5 +340,6 @@ class Publisher(Service):
     def _fence(self, box: Outbox | Rejected) -> None:
         """It belongs to somebody else now: the loop drops it from the engine at its next step."""
         log.warning("request %s was taken over by another worker", box.tenure.request_id)
+        self._num_writes_fenced += 1
         del self._outboxes[box.tenure.request_id]
         self._holdings.fence(box.tenure)

@@ -13,6 +13,7 @@ from tokenmill_worker.observe.catalogue import DISTRIBUTIONS, ENDED, INFO, METRI
 from tokenmill_worker.observe.histogram import Histogram
 from tokenmill_worker.observe.measures import Measures
 from tokenmill_worker.observe.observers import Observers
+from tokenmill_worker.observe.watch import NOBODY
 
 from tests.queue.harness import Bench, RunningWorker, running_worker, settings_for
 from tests.support.waiting import wait_until
@@ -89,7 +90,7 @@ def test_labels_are_bounded_by_what_a_worker_is(bench: Bench) -> None:
 
 def test_nothing_is_observed_unless_asked_for(bench: Bench) -> None:
     observers = Observers.asked_for(settings_for(bench))
-    assert observers.watch.stepped == observers.watch.ended == ()
+    assert observers.watch == NOBODY
 
 
 def test_a_port_that_is_taken_is_a_clear_error(bench: Bench) -> None:

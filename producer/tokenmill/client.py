@@ -8,9 +8,9 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from tokenmill.follow import BLOCK_S, NUM_SEATS, Effect, Follower, Pause, Read, Seats, Steps
 from tokenmill.partitions import Partitions, Trip, weakest
@@ -30,6 +30,7 @@ from tokenmill.wire.store import (
     CancelReply,
     Durability,
     JobInfo,
+    Operation,
     QueueStatistics,
     Store,
     Submission,
@@ -38,6 +39,8 @@ from tokenmill.wire.store import (
     connect,
     connect_async,
 )
+
+T = TypeVar("T")
 
 URL_VARIABLE = "TOKENMILL_REDIS_URL"
 PARTITIONS_VARIABLE = "TOKENMILL_PARTITIONS"
@@ -316,6 +319,11 @@ class AsyncClient:
 
     def job(self, request_id: str, *, partition: int | None = None) -> "AsyncJob":
         return AsyncJob(self, check_request_id(request_id), partition=partition)
+
+    async def perform(self, request_id: str, operation: Callable[[Keys], Operation[T]]) -> T:
+        """Run what `wire.store` has for one request, on the server that holds it."""
+        partition = self._core.partition(request_id, None)
+        return await self._stores[partition].run(operation(self._core.transitions(partition).keys))
 
     async def statistics(self) -> QueueStatistics:
         await self._agree()

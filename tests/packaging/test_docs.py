@@ -34,7 +34,14 @@ def actual_names() -> set[str]:
     keys = Keys(queue="default", partition=0)
     names = [
         *(keys.lane(lane) for lane in [*FETCH_ORDER, Lane.QUARANTINE]),
-        *(keys.job("<id>"), keys.result("<id>"), keys.workers, keys.dead_workers, keys.worker_info("<worker>")),
+        *(
+            keys.job("<id>"),
+            keys.result("<id>"),
+            keys.note("<id>"),
+            keys.workers,
+            keys.dead_workers,
+            keys.worker_info("<worker>"),
+        ),
         *(keys.cancels("<worker>"), keys.deadlines, keys.not_before, keys.group("<group>")),
         *(keys.group_done("<group>"), keys.dead, keys.count, keys.mark),
         *(keys.watch, keys.picture("<worker>")),

@@ -7,11 +7,11 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from tokenmill.gateway.errors import add_error_handlers
-from tokenmill.gateway.routes import chat, health, models
+from tokenmill.gateway.routes import chat, health, models, responses
 from tokenmill.gateway.settings import GatewaySettings
 from tokenmill.gateway.state import Gateway
 
-ROUTERS = (chat.router, models.router, health.router)
+ROUTERS = (chat.router, responses.router, models.router, health.router)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:

@@ -57,13 +57,18 @@ async def submit(
     """`fields` as `AsyncClient.submit` takes them, options side by side with the rest."""
     queue = gateway.queue(caller.queue)
     model = await queue.models.check(fields.get("model"))
-    given = next((request.headers[name] for name in ID_HEADERS if name in request.headers), None)
     asked = {**fields, "stream": "delta" if is_streamed else "final"}
-    if given is not None:
-        asked["id"] = caller.request_id(given)
+    if (given := given_id(caller, request)) is not None:
+        asked["id"] = given
     (job,) = await queue.client.submit_many([asked])
     is_kept = fields.get("on_detach", "cancel") == "continue" or "idempotency-key" in request.headers
     return Ask(gateway, job, model, request.headers.get("last-event-id"), is_kept)
+
+
+def given_id(caller: Caller, request: Request) -> str | None:
+    """The queue's id for the one that a client gave in a header."""
+    given = next((request.headers[name] for name in ID_HEADERS if name in request.headers), None)
+    return None if given is None else caller.request_id(given)
 
 
 async def answer(request: Request, ask: Ask, shape: Shape, *, is_streamed: bool) -> Response:
@@ -71,7 +76,7 @@ async def answer(request: Request, ask: Ask, shape: Shape, *, is_streamed: bool)
     headers = {"X-Request-Id": ask.job.id}
     if is_streamed:
         return event_stream(ask, events(ask, shape), headers)
-    completion = await _result(ask, request.receive)
+    completion = await wait_result(ask, request.receive)
     if completion is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(dump(shape.whole(completion)), media_type="application/json", headers=headers)
@@ -109,7 +114,7 @@ def checked(completion: Completion) -> Completion:
     return completion
 
 
-async def _result(ask: Ask, receive: Receive) -> Completion | None:
+async def wait_result(ask: Ask, receive: Receive) -> Completion | None:
     """None: the client went away."""
     waiting = asyncio.ensure_future(ask.job.result())
     watching = asyncio.ensure_future(_gone(receive))

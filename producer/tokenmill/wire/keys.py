@@ -22,6 +22,7 @@ GROUP_TTL_S = 7 * 86_400  # counts and fan-in of a bulk run: a week, a run may b
 RUN_LEASE_TTL_MS = 15_000  # a bulk run whose worker is silent for this long is taken by another one
 RUN_TTL_S = 30 * 86_400  # what is known of a bulk run, from its last sign of life: a month, it may be resumed late
 USAGE_TTL_S = 2 * 86_400  # a tenant's rows and tokens of one day; the second day is for who looks at yesterday's
+NOTE_TTL_S = 7 * 86_400  # a front door's note, besides the life of the result: a request may wait for so long
 DEAD_MAXLEN = 10_000  # dead letters kept; entries, approximate
 MAX_DEPTH = 1_000_000  # entries on one lane before submit answers busy
 MAX_BODY_BYTES = 1 << 20  # a larger body is refused
@@ -86,6 +87,10 @@ class Keys:
     def result(self, request_id: str) -> str:
         """Stream: deltas, then one terminal entry."""
         return f"{self.tag}r:{request_id}"
+
+    def note(self, request_id: str) -> str:
+        """Hash: what a front door was asked beside the request; NOTE_TTL_S and the result's own time."""
+        return f"{self.tag}n:{request_id}"
 
     @property
     def workers(self) -> str:

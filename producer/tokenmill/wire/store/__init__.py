@@ -3,6 +3,7 @@
 from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Script, Steps, checked, translate
 from tokenmill.wire.store.connection import DEFAULT_URL, connect, connect_async
 from tokenmill.wire.store.faults import PASSING
+from tokenmill.wire.store.notes import Noted, forget, leave_note, recall
 from tokenmill.wire.store.procedures import CancelReply
 from tokenmill.wire.store.routes import hide_password, is_spread
 from tokenmill.wire.store.runner import AsyncStore, Store
@@ -45,6 +46,7 @@ __all__ = [
     "Held",
     "JobInfo",
     "LaneStatistics",
+    "Noted",
     "Operation",
     "Procedure",
     "Publication",
@@ -67,7 +69,10 @@ __all__ = [
     "checked",
     "connect",
     "connect_async",
+    "forget",
     "hide_password",
     "is_spread",
+    "leave_note",
+    "recall",
     "translate",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenmill.cli.server_checks import LEAST_ACL
 from tokenmill.wire import keys
-from tokenmill.wire.keys import FETCH_ORDER, Keys, Lane, RunKeys
+from tokenmill.wire.keys import FETCH_ORDER, GateKeys, Keys, Lane, RunKeys
 
 from docs.generate import PAGE, settings_table, with_table
 
@@ -57,6 +57,12 @@ def test_the_protocol_page_names_every_key_of_a_bulk_run_and_no_other() -> None:
     documented = set(re.findall(r"`(tm:\{bulk\}[^`\s]+)`", (ROOT / "docs" / "protocol.md").read_text()))
     keys = RunKeys()
     assert documented == {keys.run("<run>"), keys.leases, keys.limits, keys.usage("<tenant>", "<day>")}
+
+
+def test_the_protocol_page_names_every_key_of_the_gateway_and_no_other() -> None:
+    documented = set(re.findall(r"`(tm:\{gate\}[^`\s]+)`", (ROOT / "docs" / "protocol.md").read_text()))
+    keys = GateKeys()
+    assert documented == {keys.keys, keys.use("<key>")}
 
 
 def test_the_protocol_page_names_every_transition_that_others_rely_on() -> None:

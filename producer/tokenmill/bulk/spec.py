@@ -38,6 +38,7 @@ class RunSpec:
 
     `samples`: completions for each row of the input; asking for more of them later only adds the new ones.
     `only_failed`: nothing but the rows that failed last time, and not because they are bad.
+    `deadline`: Unix seconds, after which a bulk worker stops it; what is done stays.
     `out` is what the user asked for; `out_format` None: told by its name. `max_errors`: the run ends when more rows
     than that have failed.
     """
@@ -54,11 +55,14 @@ class RunSpec:
     only_failed: bool = False
     priority: str = "bulk"
     tenant: str | None = None
+    deadline: int | None = None
     queue: QueueSpec = field(default_factory=QueueSpec)
 
     def to_json(self) -> Fields:
         value = asdict(self)
         value["input"]["paths"] = list(self.input.paths)
+        if self.deadline is None:
+            del value["deadline"]  # so that a bulk worker of an earlier version can read it
         return {"version": SPEC_VERSION, **value, "recipe": self.recipe.describe()}
 
     @classmethod

@@ -16,6 +16,7 @@ OWN_COMMANDS = {
     "demo": ("tokenmill.cli.demo", "See all of it work, on this machine, in a minute."),
     "doctor": ("tokenmill.cli.doctor", "Check the server, the workers, the model and the device."),
     "gateway": ("tokenmill.cli.gateway", "Serve OpenAI's HTTP interface in front of a queue."),
+    "keys": ("tokenmill.cli.keys", "Make, list and revoke the gateway's API keys."),
     "queue": ("tokenmill.cli.queue", "Show what waits, what runs, and who works."),
     "submit": ("tokenmill.cli.submit", "Send one prompt and print the answer."),
 }

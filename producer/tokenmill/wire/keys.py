@@ -23,6 +23,7 @@ RUN_LEASE_TTL_MS = 15_000  # a bulk run whose worker is silent for this long is 
 RUN_TTL_S = 30 * 86_400  # what is known of a bulk run, from its last sign of life: a month, it may be resumed late
 USAGE_TTL_S = 2 * 86_400  # a tenant's rows and tokens of one day; the second day is for who looks at yesterday's
 NOTE_TTL_S = 7 * 86_400  # a front door's note, besides the life of the result: a request may wait for so long
+GATE_USE_TTL_S = 2 * 86_400  # what an API key has used: outlives the day that is counted
 DEAD_MAXLEN = 10_000  # dead letters kept; entries, approximate
 MAX_DEPTH = 1_000_000  # entries on one lane before submit answers busy
 MAX_BODY_BYTES = 1 << 20  # a larger body is refused
@@ -180,3 +181,23 @@ class RunKeys:
     def usage(self, tenant: str, day: str) -> str:
         """Hash: rows and tokens of a tenant on one day (UTC, YYYY-MM-DD); USAGE_TTL_S."""
         return f"{self.tag}used:{day}:{tenant}"
+
+
+@dataclass(frozen=True, slots=True)
+class GateKeys:
+    """Key names of the gateway's API keys, for all queues together: one slot, on the server of the queue."""
+
+    name: str = "gate"
+
+    @property
+    def tag(self) -> str:
+        return f"{PREFIX}{{{self.name}}}:"
+
+    @property
+    def keys(self) -> str:
+        """Hash: API key's id -> its hash, limits and rights, JSON; for ever, an operator wrote it."""
+        return f"{self.tag}keys"
+
+    def use(self, key_id: str) -> str:
+        """Hash: what one API key has left of its minute, and has used of its day; GATE_USE_TTL_S."""
+        return f"{self.tag}use:{key_id}"

@@ -1,6 +1,7 @@
 """One execution of a run by a bulk worker: from the job's spec to its report, or why there is none. Knows no loop."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ class RunExecution:
         if not report.is_stopped:
             return told
         if self._is_stop_wanted():
-            raise RunStoppedError(f"stopped after {report.num_done} rows")
+            why = "its deadline has come" if self._is_late() else "stopped"
+            raise RunStoppedError(f"{why} after {report.num_done} rows")
         if self._used_up is not None:
             return self._pause()
         self.publish({"note": "its bulk worker was stopped; it waits for another one"})
@@ -123,7 +125,10 @@ class RunExecution:
         return self._is_stop_wanted() or self._is_leaving() or self._used_up is not None
 
     def _is_stop_wanted(self) -> bool:
-        return self._is_stopped or self._keeper.is_stop_wanted
+        return self._is_stopped or self._keeper.is_stop_wanted or self._is_late()
+
+    def _is_late(self) -> bool:
+        return self._spec.deadline is not None and time.time() >= self._spec.deadline
 
     def _count(self, rows: int, tokens: int) -> None:
         """Against the tenant's limits; what cannot be counted now is counted with the next."""

@@ -8,8 +8,9 @@ from tokenmill.bulk.outputs.openai_files import write_openai
 from tokenmill.bulk.outputs.parquet_file import write_parquet
 from tokenmill.bulk.outputs.paths import OUT_FORMATS, OutputPaths, out_format_of, own_files, paths_of
 from tokenmill.bulk.outputs.source import RunRows
+from tokenmill.bulk.outputs.written import rows_of
 
-__all__ = ["OUT_FORMATS", "OutputPaths", "RunRows", "out_format_of", "own_files", "paths_of", "write_output"]
+__all__ = ["OUT_FORMATS", "OutputPaths", "RunRows", "out_format_of", "own_files", "paths_of", "rows_of", "write_output"]
 
 _WRITERS: dict[str, Callable[[RunRows, OutputPaths], None]] = {
     "csv": write_csv,

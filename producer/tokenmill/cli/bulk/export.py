@@ -1,6 +1,5 @@
 """`tokenmill bulk export`: the finished rows of a run, also while it goes on. Knows no queue."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import BinaryIO
 import click
 
 from tokenmill.bulk.output import OutputError, folder_of
-from tokenmill.bulk.outputs import OUT_FORMATS, RunRows, out_format_of, paths_of, write_output
+from tokenmill.bulk.outputs import OUT_FORMATS, RunRows, out_format_of, rows_of, write_output
 from tokenmill.bulk.rows import InputError
-from tokenmill.bulk.spec import InputSpec, RunSpec, SpecError
+from tokenmill.bulk.spec import InputSpec, RunSpec
 from tokenmill.cli.bulk.board import board_options, open_board, run_argument
 from tokenmill.cli.exits import fail, with_exit_codes
 
@@ -42,9 +41,9 @@ def export_command(
     out = Path(run) if folder_of(Path(run)).exists() else _out_of(run, redis_url, rq_url, files)
     try:
         if target == "-":
-            _copy_lines(_rows_of(out).rows, sys.stdout.buffer)
+            _copy_lines(rows_of(out).rows, sys.stdout.buffer)
         else:
-            _write(_rows_of(out), Path(target), out_format)
+            _write(rows_of(out), Path(target), out_format)
     except OSError as error:
         is_draft = str(error.filename).endswith(".new")  # a name of ours, which would tell the user nothing
         fail(f"{target if is_draft else error.filename or target}: {error.strerror}")
@@ -61,17 +60,6 @@ def _write(rows: RunRows, target: Path, out_format: str | None) -> None:
     else:
         write_output(rows, target, out_format)
     click.echo(f"tokenmill: what is done so far -> {target}", err=True)
-
-
-def _rows_of(out: Path) -> RunRows:
-    """The run's own rows, wherever the format that was asked for has put them."""
-    try:
-        manifest = json.loads((folder_of(out) / "manifest.json").read_bytes())
-        spec = RunSpec.from_json(manifest["spec"])
-        paths = paths_of(out, out_format_of(spec))
-        return RunRows(paths.rows, paths.errors, model=spec.recipe.model, created=int(manifest.get("created") or 0))
-    except (OSError, ValueError, KeyError, TypeError, SpecError) as error:
-        raise OutputError(f"{out} is no output of a run: {error}") from error
 
 
 def _out_of(run: str, redis_url: str, rq_url: str | None, files: Path | None) -> Path:

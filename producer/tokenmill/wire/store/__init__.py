@@ -4,6 +4,7 @@ from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Scri
 from tokenmill.wire.store.connection import DEFAULT_URL, connect, connect_async
 from tokenmill.wire.store.faults import PASSING
 from tokenmill.wire.store.notes import Noted, forget, leave_note, recall
+from tokenmill.wire.store.gate import Admission, GateTransitions, Verdict
 from tokenmill.wire.store.procedures import CancelReply
 from tokenmill.wire.store.routes import hide_password, is_spread
 from tokenmill.wire.store.runner import AsyncStore, Store
@@ -33,6 +34,7 @@ from tokenmill.wire.store.values import (
 __all__ = [
     "DEFAULT_URL",
     "PASSING",
+    "Admission",
     "AsyncStore",
     "BeginReply",
     "Call",
@@ -43,6 +45,7 @@ __all__ = [
     "Durability",
     "Finish",
     "FinishReply",
+    "GateTransitions",
     "Held",
     "JobInfo",
     "LaneStatistics",
@@ -65,6 +68,7 @@ __all__ = [
     "Submission",
     "SubmitReply",
     "Transitions",
+    "Verdict",
     "WorkerStatistics",
     "checked",
     "connect",

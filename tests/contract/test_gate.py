@@ -17,9 +17,7 @@ def gate() -> GateTransitions:
 def admit(
     store: Store, gate: GateTransitions, tokens: int = 0, *, rpm: int = 0, tpm: int = 0, tpd: int = 0
 ) -> Admission:
-    return store.run(
-        gate.admit("k", requests_per_minute=rpm, tokens_per_minute=tpm, tokens_per_day=tpd, tokens=tokens)
-    )
+    return store.run(gate.admit("k", requests_per_minute=rpm, tokens_per_minute=tpm, tokens_per_day=tpd, tokens=tokens))
 
 
 def test_requests_of_a_minute_are_given_out_and_then_refused_until_one_is_there(

@@ -1,17 +1,25 @@
 """The application, put together: routers, error handlers, and the state that they share. Knows no endpoint."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from tokenmill.gateway.auth import KeyBook
 from tokenmill.gateway.errors import add_error_handlers
 from tokenmill.gateway.routes import chat, health, models, responses
 from tokenmill.gateway.settings import GatewaySettings
 from tokenmill.gateway.state import Gateway
 
 ROUTERS = (chat.router, responses.router, models.router, health.router)
+from tokenmill.gateway.guard import BodyGuard
+from tokenmill.gateway.routes import batches, chat, files, health, models
+from tokenmill.gateway.settings import GatewaySettings
+from tokenmill.gateway.state import Gateway
+
+ROUTERS = (chat.router, models.router, files.router, batches.router, health.router)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -19,12 +27,15 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.gateway = Gateway(settings)
+        gateway = Gateway(settings, KeyBook(settings.redis_url) if settings.requires_keys else None)
+        app.state.gateway = gateway
+        gateway.spawn(asyncio.to_thread(gateway.desk.open))
         yield
         await app.state.gateway.close()
 
     app = FastAPI(title="tokenmill", summary="An OpenAI-compatible front door to a queue.", lifespan=lifespan)
     add_error_handlers(app)
+    app.add_middleware(BodyGuard, settings=settings)
     for router in ROUTERS:
         app.include_router(router)
     if settings.cors_origins:

@@ -1,6 +1,7 @@
 """From an accepted body to a submitted job, and from its result back to bytes. Every route that generates uses it."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -13,12 +14,15 @@ from starlette.types import Receive
 from tokenmill.client import AsyncJob
 from tokenmill.gateway.auth import Caller
 from tokenmill.gateway.errors import failure
+from tokenmill.gateway.limits import Charge, charge
 from tokenmill.gateway.sse import EventStream, event
 from tokenmill.gateway.state import Gateway
-from tokenmill.wire.messages import Completion, Delta
+from tokenmill.wire.errors import TokenmillError
+from tokenmill.wire.messages import Completion, Delta, Usage
 
 DONE = b"[DONE]"
 ID_HEADERS = ("idempotency-key", "x-request-id")  # the first that is there names the job
+SETTLE_S = 60.0  # that a request has to end after its client is gone, before its charge stays what it is
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody reads it
 
 
@@ -34,12 +38,29 @@ class Ask:
     model: str
     after: str | None = None
     is_kept: bool = False
+    charge: Charge | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def detach(self) -> None:
         """The client is gone: so is its job, unless it was to be kept."""
         if not self.is_kept:
             self.gateway.spawn(self.job.cancel())
+        if self.charge is not None:
+            self.gateway.spawn(self._settle_later())
+
+    def settle(self, completion: Completion | None) -> None:
+        """What the caller's limits were charged is corrected by what it took."""
+        if self.charge is not None and completion is not None:
+            self.gateway.spawn(self.charge.settle(completion.usage))
+
+    async def _settle_later(self) -> None:
+        """When nobody waits for its answer; a gateway that dies meanwhile leaves what was charged."""
+        with contextlib.suppress(TokenmillError):
+            self.settle(await self.job.result(SETTLE_S))
+
+    @property
+    def limit_headers(self) -> Mapping[str, str]:
+        return {} if self.charge is None else self.charge.headers
 
 
 class Shape(Protocol):
@@ -55,14 +76,24 @@ async def submit(
     gateway: Gateway, caller: Caller, request: Request, fields: Mapping[str, Any], *, is_streamed: bool
 ) -> Ask:
     """`fields` as `AsyncClient.submit` takes them, options side by side with the rest."""
+    fields = caller.fenced(fields)
     queue = gateway.queue(caller.queue)
     model = await queue.models.check(fields.get("model"))
     asked = {**fields, "stream": "delta" if is_streamed else "final"}
     if (given := given_id(caller, request)) is not None:
         asked["id"] = given
     (job,) = await queue.client.submit_many([asked])
+    if given is not None:
+        asked["id"] = caller.request_id(given)
+    charged = await charge(gateway.keys, caller, asked)
+    try:
+        (job,) = await queue.client.submit_many([asked])
+    except TokenmillError:
+        if charged is not None:
+            gateway.spawn(charged.settle(Usage()))  # nothing was queued
+        raise
     is_kept = fields.get("on_detach", "cancel") == "continue" or "idempotency-key" in request.headers
-    return Ask(gateway, job, model, request.headers.get("last-event-id"), is_kept)
+    return Ask(gateway, job, model, request.headers.get("last-event-id"), is_kept, charged)
 
 
 def given_id(caller: Caller, request: Request) -> str | None:
@@ -73,10 +104,12 @@ def given_id(caller: Caller, request: Request) -> str | None:
 
 async def answer(request: Request, ask: Ask, shape: Shape, *, is_streamed: bool) -> Response:
     """The response, streamed or in one piece; cancels the job when the client goes."""
-    headers = {"X-Request-Id": ask.job.id}
+    headers = {"X-Request-Id": ask.job.id, **ask.limit_headers}
     if is_streamed:
         return event_stream(ask, events(ask, shape), headers)
     completion = await wait_result(ask, request.receive)
+    completion = await _result(ask, request.receive)
+    ask.settle(completion)
     if completion is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(dump(shape.whole(completion)), media_type="application/json", headers=headers)
@@ -104,6 +137,7 @@ async def events(ask: Ask, shape: Shape) -> AsyncGenerator[bytes, None]:
         else:
             yield head + shape.deltas(news)
             head = b""
+    ask.settle(completion)
     yield head + shape.ending(completion)
 
 

@@ -1,8 +1,10 @@
 """Runs the application under uvicorn until it is told to stop. Knows no endpoint."""
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tokenmill.gateway.app import create_app
+from tokenmill.gateway.guard import guarded
 from tokenmill.gateway.settings import GatewaySettings
 
 BACKLOG = 4096  # connections that the kernel holds while we are busy: a thousand clients may come at once
@@ -12,6 +14,7 @@ DRAIN_S = 10  # that open requests have after SIGTERM; what is cut goes on when 
 def config(settings: GatewaySettings) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(settings),
+        http=guarded(H11Protocol, settings.head_timeout_s),
         host=settings.host,
         port=settings.port,
         backlog=BACKLOG,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenmill.wire.keys import MAX_BODY_BYTES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
@@ -10,6 +12,9 @@ class GatewaySettings:
 
     `cors_origins`: whose pages may ask from a browser; none by default. `early_error_s`: how long a stream waits for
     its first word before it answers 200, so that what fails at once fails with a status of its own.
+
+    `rq_url`: where batches are queued, when `redis_url` is a cluster. `requires_keys`: nobody without an API key.
+    `head_timeout_s`: for the head of a request; `body_timeout_s`: for its body; a long one that comes has more.
     """
 
     redis_url: str = "redis://localhost:6379/0"
@@ -21,3 +26,10 @@ class GatewaySettings:
     cors_origins: tuple[str, ...] = ()
     keep_alive_s: float = 15.0
     early_error_s: float = 1.0
+    rq_url: str | None = None
+    requires_keys: bool = False
+    max_body_bytes: int = 2 * MAX_BODY_BYTES
+    max_file_bytes: int = 200 << 20
+    max_batch_requests: int = 50_000
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0

@@ -6,13 +6,17 @@ Nothing here is missed when the process dies: the truth is in Redis, and any oth
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from fastapi import Depends, Request
 
 from tokenmill.client import AsyncClient
+from tokenmill.gateway.desk import Desk
 from tokenmill.gateway.models import Models
 from tokenmill.gateway.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from tokenmill.gateway.auth import KeyBook
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +30,13 @@ class Queue:
 @dataclass(slots=True)
 class Gateway:
     settings: GatewaySettings
+    keys: "KeyBook | None" = None
+    desk: Desk = field(init=False)
     _queues: dict[str, Queue] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.desk = Desk(self.settings)
 
     @property
     def client(self) -> AsyncClient:
@@ -56,6 +65,9 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for queue in self._queues.values():
             await queue.client.close()
+        if self.keys is not None:
+            await self.keys.close()
+        await asyncio.to_thread(self.desk.close)
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenmill.bulk.inputs.json_lines import parse_json_row
 from tokenmill.bulk.output import OutputError, encode_line, folder_of
@@ -74,14 +74,14 @@ def _unfinished(row: Row, code: str, reason: str) -> Fields:
 def _look_at(out: Path) -> tuple[int, Usage]:
     number = prompt_tokens = completion_tokens = 0
     for value in _values(out):
-        usage = value["response"]["body"]["usage"]  # type: ignore[index,call-overload]  # as write_openai wrote it
+        usage: dict[str, int] = value["response"]["body"]["usage"]
         number += 1
-        prompt_tokens += usage["prompt_tokens"]  # type: ignore[index,call-overload,operator]  # as above
-        completion_tokens += usage["completion_tokens"]  # type: ignore[index,call-overload,operator]  # as above
+        prompt_tokens += usage["prompt_tokens"]
+        completion_tokens += usage["completion_tokens"]
     return number, Usage(prompt_tokens, completion_tokens)
 
 
-def _values(path: Path) -> Iterator[Fields]:
+def _values(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         with path.open("rb") as file:
             yield from map(json.loads, file)

@@ -42,7 +42,6 @@ class Wish:
 
     owner: str
     queue: str
-    priority: str
     endpoint: str
     completion_window: str
     metadata: dict[str, str] | None
@@ -88,7 +87,6 @@ class BatchOffice:
             batch_id=new_id(ID_PREFIX),
             owner=wish.owner,
             queue=wish.queue,
-            priority=wish.priority,
             input_file_id=source.file_id,
             endpoint=wish.endpoint,
             completion_window=wish.completion_window,
@@ -230,7 +228,6 @@ class BatchOffice:
             out=str(self._out(record.batch_id)),
             out_format="openai",
             recipe=Recipe(),
-            priority=record.priority,
             tenant=record.owner,
             deadline=record.expires_at,
             queue=QueueSpec(name=record.queue, partitions=self._partitions),

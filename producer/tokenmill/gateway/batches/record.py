@@ -39,7 +39,7 @@ class BatchError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """Times are Unix seconds. `owner`: a tenant. `queue`: where its requests go; `priority`: as what.
+    """Times are Unix seconds. `owner`: a tenant. `queue`: where its requests go.
 
     `status` on disk is validating, in_progress or final; cancelling is told by `cancelling_at`.
     """
@@ -47,7 +47,6 @@ class BatchRecord:
     batch_id: str
     owner: str
     queue: str
-    priority: str
     input_file_id: str
     endpoint: str
     completion_window: str

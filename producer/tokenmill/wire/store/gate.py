@@ -59,8 +59,17 @@ class GateTransitions:
 
 
 def _admission(reply: Any) -> Admission:
-    verdict, *numbers, day = reply
-    return Admission(verdict.decode(), *(int(number) for number in numbers), day.decode())
+    verdict, requests_left, tokens_left, requests_reset_ms, tokens_reset_ms, retry_ms, used, day = reply
+    return Admission(
+        verdict=verdict.decode(),
+        requests_left=int(requests_left),
+        tokens_left=int(tokens_left),
+        requests_reset_ms=int(requests_reset_ms),
+        tokens_reset_ms=int(tokens_reset_ms),
+        retry_ms=int(retry_ms),
+        used=int(used),
+        day=day.decode(),
+    )
 
 
 def _write(commands: Sequence[Command]) -> Steps[None]:

@@ -1,11 +1,17 @@
 """`tokenmill gateway`: reads options, puts the settings together, serves. Knows no HTTP."""
 
+import ipaddress
 from pathlib import Path
 
 import click
 
 from tokenmill.cli.exits import Exit, fail, with_exit_codes
 from tokenmill.cli.options import queue_options
+
+OPEN_DOOR = (
+    "tokenmill gateway: WARNING: ANYBODY WHO REACHES {host} MAY USE THIS MODEL, for it asks for no API keys: "
+    "--require-keys with `tokenmill keys create`, or --host 127.0.0.1"
+)
 
 
 @click.command(
@@ -41,6 +47,32 @@ from tokenmill.cli.options import queue_options
     help="Files and batches, shared with `tokenmill bulk worker`.",
 )
 @click.option(
+    "--rq-redis",
+    "rq_url",
+    metavar="URL",
+    envvar="TOKENMILL_RQ_REDIS_URL",
+    show_envvar=True,
+    help="Where batches are queued, when --redis is a cluster. Any but a cluster; default: --redis.",
+)
+@click.option(
+    "--require-keys",
+    "requires_keys",
+    is_flag=True,
+    envvar="TOKENMILL_REQUIRE_KEYS",
+    show_envvar=True,
+    help="Let nobody in without an API key (`tokenmill keys create`).",
+)
+@click.option(
+    "--max-file-mb",
+    type=click.IntRange(1, 100_000),
+    default=200,
+    show_default=True,
+    metavar="N",
+    envvar="TOKENMILL_MAX_FILE_MB",
+    show_envvar=True,
+    help="The largest upload; OpenAI's limit by default.",
+)
+@click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
@@ -56,6 +88,9 @@ def gateway(
     host: str,
     port: int,
     files: Path | None,
+    rq_url: str | None,
+    requires_keys: bool,
+    max_file_mb: int,
     cors_origins: tuple[str, ...],
 ) -> None:
     try:
@@ -70,7 +105,20 @@ def gateway(
         host=host,
         port=port,
         files=files,
+        rq_url=rq_url,
+        requires_keys=requires_keys,
+        max_file_bytes=max_file_mb << 20,
         cors_origins=cors_origins,
     )
     click.echo(f"tokenmill gateway: http://{host}:{port}/v1, queue {queue}", err=True)
+    if not requires_keys and not is_loopback(host):
+        click.secho(OPEN_DOOR.format(host=host), err=True, fg="red", bold=True)
     serve(settings)
+
+
+def is_loopback(host: str) -> bool:
+    """Of a name that is no address, only `localhost` is taken for one."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

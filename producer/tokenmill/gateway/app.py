@@ -9,17 +9,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from tokenmill.gateway.auth import KeyBook
 from tokenmill.gateway.errors import add_error_handlers
-from tokenmill.gateway.routes import chat, health, models, responses
-from tokenmill.gateway.settings import GatewaySettings
-from tokenmill.gateway.state import Gateway
-
-ROUTERS = (chat.router, responses.router, models.router, health.router)
 from tokenmill.gateway.guard import BodyGuard
-from tokenmill.gateway.routes import batches, chat, files, health, models
+from tokenmill.gateway.routes import batches, chat, files, health, models, responses
 from tokenmill.gateway.settings import GatewaySettings
 from tokenmill.gateway.state import Gateway
 
-ROUTERS = (chat.router, models.router, files.router, batches.router, health.router)
+ROUTERS = (chat.router, responses.router, models.router, files.router, batches.router, health.router)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:

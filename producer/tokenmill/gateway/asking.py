@@ -22,7 +22,7 @@ from tokenmill.wire.messages import Completion, Delta, Usage
 
 DONE = b"[DONE]"
 ID_HEADERS = ("idempotency-key", "x-request-id")  # the first that is there names the job
-SETTLE_S = 60.0  # that a request has to end after its client is gone, before its charge stays what it is
+SETTLE_S = 3_600.0  # that a request has to end while nobody waits for it, before its charge stays what it is
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody reads it
 
 
@@ -45,16 +45,19 @@ class Ask:
         """The client is gone: so is its job, unless it was to be kept."""
         if not self.is_kept:
             self.gateway.spawn(self.job.cancel())
-        if self.charge is not None:
-            self.gateway.spawn(self._settle_later())
+        self.settle_later()
 
     def settle(self, completion: Completion | None) -> None:
         """What the caller's limits were charged is corrected by what it took."""
         if self.charge is not None and completion is not None:
             self.gateway.spawn(self.charge.settle(completion.usage))
 
-    async def _settle_later(self) -> None:
-        """When nobody waits for its answer; a gateway that dies meanwhile leaves what was charged."""
+    def settle_later(self) -> None:
+        """When nobody here waits for its answer; a gateway that ends meanwhile leaves what was charged."""
+        if self.charge is not None:
+            self.gateway.attempt(self._settle_when_final())
+
+    async def _settle_when_final(self) -> None:
         with contextlib.suppress(TokenmillError):
             self.settle(await self.job.result(SETTLE_S))
 
@@ -82,9 +85,6 @@ async def submit(
     asked = {**fields, "stream": "delta" if is_streamed else "final"}
     if (given := given_id(caller, request)) is not None:
         asked["id"] = given
-    (job,) = await queue.client.submit_many([asked])
-    if given is not None:
-        asked["id"] = caller.request_id(given)
     charged = await charge(gateway.keys, caller, asked)
     try:
         (job,) = await queue.client.submit_many([asked])
@@ -108,8 +108,6 @@ async def answer(request: Request, ask: Ask, shape: Shape, *, is_streamed: bool)
     if is_streamed:
         return event_stream(ask, events(ask, shape), headers)
     completion = await wait_result(ask, request.receive)
-    completion = await _result(ask, request.receive)
-    ask.settle(completion)
     if completion is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(dump(shape.whole(completion)), media_type="application/json", headers=headers)
@@ -155,6 +153,7 @@ async def wait_result(ask: Ask, receive: Receive) -> Completion | None:
     try:
         await asyncio.wait((waiting, watching), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
+            ask.settle(waiting.result())
             return waiting.result()
         ask.detach()
         return None

@@ -50,7 +50,7 @@ class Caller:
         if wanted is None and self.priority == "bulk":
             fields["priority"] = self.priority
         for name in ("id", "group"):  # of one's own alone: who names another's would join it
-            if self.key_id is not None and isinstance(fields.get(name), str):
+            if isinstance(fields.get(name), str) and not self.owns(fields[name]):
                 fields[name] = self.request_id(fields[name])
         return fields
 
@@ -82,9 +82,9 @@ class KeyBook:
         looked_s, key = self._known.get(key_id, (float("-inf"), None))
         if key is not None and time.monotonic() - looked_s < KNOWN_S:
             return key
+        self._known.pop(key_id, None)
         record = await self.store.run(self.gate.find(key_id))
         if record is None:
-            self._known.pop(key_id, None)
             return None
         key = ApiKey.decode(record)
         self._known[key_id] = (time.monotonic(), key)

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
-from tokenmill.wire.errors import InvalidRequestError
+from tokenmill.wire.errors import DecodeError, InvalidRequestError
 from tokenmill.wire.keys import PRIORITY_LANES
 from tokenmill.wire.messages import Priority
 
@@ -60,8 +60,12 @@ class ApiKey:
 
     @classmethod
     def decode(cls, record: bytes) -> "ApiKey":
-        value = json.loads(record)
-        return cls(**{**value, "limits": KeyLimits(**value["limits"])})
+        """DecodeError: somebody else wrote it."""
+        try:
+            value = json.loads(record)
+            return cls(**{**value, "limits": KeyLimits(**value["limits"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise DecodeError(f"a record of an API key is broken: {type(error).__name__}") from error
 
 
 class NewKey(NamedTuple):

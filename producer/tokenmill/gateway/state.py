@@ -34,6 +34,7 @@ class Gateway:
     desk: Desk = field(init=False)
     _queues: dict[str, Queue] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _attempts: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.desk = Desk(self.settings)
@@ -57,12 +58,21 @@ class Gateway:
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Work that goes on when its request is over, and that `close` waits for."""
+        self._start(work, self._tasks)
+
+    def attempt(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Work that is given up when the gateway ends."""
+        self._start(work, self._attempts)
+
+    def _start(self, work: Coroutine[Any, Any, Any], among: set[asyncio.Task[Any]]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     async def close(self) -> None:
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for attempt in self._attempts:
+            attempt.cancel()
+        await asyncio.gather(*self._tasks, *self._attempts, return_exceptions=True)
         for queue in self._queues.values():
             await queue.client.close()
         if self.keys is not None:

@@ -36,6 +36,8 @@ async def create_response(body: ResponseBody, request: Request, gateway: Gateway
     asked = await keeping.note(queue.client, request_id, asked, result_ttl_s=body.result_ttl_s)
     is_streamed = body.is_streamed or asked.background
     ask = await submit(gateway, caller, request, {**fields, "id": request_id}, is_streamed=is_streamed)
+    if is_streamed:
+        ask.settle_later()
     if body.is_streamed:
         return _stream(gateway, ask.job, asked, on_detach=_detach(queue.client, ask))
     if asked.background:

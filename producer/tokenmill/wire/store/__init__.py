@@ -3,8 +3,8 @@
 from tokenmill.wire.store.calls import Call, Command, Operation, Procedure, Script, Steps, checked, translate
 from tokenmill.wire.store.connection import DEFAULT_URL, connect, connect_async
 from tokenmill.wire.store.faults import PASSING
-from tokenmill.wire.store.notes import Noted, forget, leave_note, recall
 from tokenmill.wire.store.gate import Admission, GateTransitions, Verdict
+from tokenmill.wire.store.notes import Noted, forget, leave_note, recall
 from tokenmill.wire.store.procedures import CancelReply
 from tokenmill.wire.store.routes import hide_password, is_spread
 from tokenmill.wire.store.runner import AsyncStore, Store

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from tokenmill.follow import BLOCK_S, NUM_SEATS, Effect, Follower, Pause, Read, Seats, Steps
 from tokenmill.partitions import Partitions, Trip, weakest
+from tokenmill.tracing import current_traceparent
 from tokenmill.wire.errors import (
     ConflictError,
     InvalidRequestError,
@@ -450,7 +451,9 @@ def _given_partitions() -> int:
 
 
 def _submissions(requests: Sequence[Mapping[str, object]]) -> list[Submission]:
-    """Each validated, under its own id or a fresh one."""
+    """Each validated, under its own id or a fresh one, and in the caller's trace if there is one."""
+    if (trace := current_traceparent()) is not None:
+        requests = [{"traceparent": trace, **fields} for fields in requests]
     fresh = secrets.token_bytes(_ID_BYTES * len(requests)).hex()
     width = 2 * _ID_BYTES
     return [_submission(fields, fresh[width * i : width * (i + 1)]) for i, fields in enumerate(requests)]

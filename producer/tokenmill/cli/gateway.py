@@ -1,6 +1,7 @@
 """`tokenmill gateway`: reads options, puts the settings together, serves. Knows no HTTP."""
 
 import ipaddress
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -81,6 +82,12 @@ OPEN_DOOR = (
     show_envvar=True,
     help="Let pages of this origin ask from a browser; may be repeated. None by default.",
 )
+@click.option(
+    "--tracing/--no-tracing",
+    envvar="TOKENMILL_TRACING",
+    show_envvar=True,
+    help="Send OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says; off by default.",
+)
 def gateway(
     redis_url: str,
     queue: str,
@@ -92,12 +99,17 @@ def gateway(
     requires_keys: bool,
     max_file_mb: int,
     cors_origins: tuple[str, ...],
+    tracing: bool,
 ) -> None:
     try:
         from tokenmill.gateway.serve import serve
         from tokenmill.gateway.settings import GatewaySettings
+
+        if tracing:
+            import_module("tokenmill.gateway.tracing")
     except ModuleNotFoundError as error:
-        fail(f"the gateway needs {error.name}: pip install 'tokenmill[gateway]'", Exit.USAGE)
+        extras = "gateway,tracing" if tracing else "gateway"
+        fail(f"the gateway needs {error.name}: pip install 'tokenmill[{extras}]'", Exit.USAGE)
     settings = GatewaySettings(
         redis_url=redis_url,
         queue=queue,
@@ -109,6 +121,7 @@ def gateway(
         requires_keys=requires_keys,
         max_file_bytes=max_file_mb << 20,
         cors_origins=cors_origins,
+        tracing=tracing,
     )
     click.echo(f"tokenmill gateway: http://{host}:{port}/v1, queue {queue}", err=True)
     if not requires_keys and not is_loopback(host):

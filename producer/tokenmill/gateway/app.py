@@ -10,11 +10,12 @@ from starlette.middleware.cors import CORSMiddleware
 from tokenmill.gateway.auth import KeyBook
 from tokenmill.gateway.errors import add_error_handlers
 from tokenmill.gateway.guard import BodyGuard
-from tokenmill.gateway.routes import batches, chat, files, health, models, responses
+from tokenmill.gateway.metrics import GatewayMetrics, Measured
+from tokenmill.gateway.routes import batches, chat, files, health, metrics, models, responses
 from tokenmill.gateway.settings import GatewaySettings
 from tokenmill.gateway.state import Gateway
 
-ROUTERS = (chat.router, responses.router, models.router, files.router, batches.router, health.router)
+ROUTERS = (chat.router, responses.router, models.router, files.router, batches.router, health.router, metrics.router)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -37,4 +38,15 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
+    _add_observers(app, settings)
     return app
+
+
+def _add_observers(app: FastAPI, settings: GatewaySettings) -> None:
+    """Outermost, so that they see every answer there is."""
+    if settings.tracing:
+        from tokenmill.gateway import tracing
+
+        app.add_middleware(tracing.Traced, provider=tracing.provider_from_environment())
+    app.state.metrics = GatewayMetrics()
+    app.add_middleware(Measured, metrics=app.state.metrics)

@@ -17,6 +17,7 @@ from tokenmill.gateway.errors import failure
 from tokenmill.gateway.limits import Charge, charge
 from tokenmill.gateway.sse import EventStream, event
 from tokenmill.gateway.state import Gateway
+from tokenmill.tracing import carried
 from tokenmill.wire.errors import TokenmillError
 from tokenmill.wire.messages import Completion, Delta, Usage
 
@@ -82,7 +83,7 @@ async def submit(
     fields = caller.fenced(fields)
     queue = gateway.queue(caller.queue)
     model = await queue.models.check(fields.get("model"))
-    asked = {**fields, "stream": "delta" if is_streamed else "final"}
+    asked = {"traceparent": carried(request.headers), **fields, "stream": "delta" if is_streamed else "final"}
     if (given := given_id(caller, request)) is not None:
         asked["id"] = given
     charged = await charge(gateway.keys, caller, asked)

@@ -15,6 +15,7 @@ class GatewaySettings:
 
     `rq_url`: where batches are queued, when `redis_url` is a cluster. `requires_keys`: nobody without an API key.
     `head_timeout_s`: for the head of a request; `body_timeout_s`: for its body; a long one that comes has more.
+    `tracing`: send OpenTelemetry spans, as its own OTEL_* variables say.
     """
 
     redis_url: str = "redis://localhost:6379/0"
@@ -33,3 +34,4 @@ class GatewaySettings:
     max_batch_requests: int = 50_000
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
+    tracing: bool = False

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
-from tokenmill.gateway.serve import config
+from tokenmill.gateway.serve import Server, config
 from tokenmill.gateway.settings import GatewaySettings
 
 from tests.support.waiting import wait_until
@@ -31,7 +30,7 @@ class RunningGateway:
 def running_gateway(**settings: Any) -> Iterator[RunningGateway]:
     """With these settings, until the block ends."""
     given = GatewaySettings(**{"port": 0, "early_error_s": 5.0} | settings)
-    server = uvicorn.Server(config(given))
+    server = Server(config(given))
     thread = threading.Thread(target=server.run, name="gateway")
     thread.start()
     try:

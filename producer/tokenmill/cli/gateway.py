@@ -88,6 +88,13 @@ OPEN_DOOR = (
     show_envvar=True,
     help="Send OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says; off by default.",
 )
+@click.option(
+    "--allow-admin",
+    is_flag=True,
+    envvar="TOKENMILL_ALLOW_ADMIN",
+    show_envvar=True,
+    help="Let the page at / redrive dead letters. Without it, it only shows.",
+)
 def gateway(
     redis_url: str,
     queue: str,
@@ -100,6 +107,7 @@ def gateway(
     max_file_mb: int,
     cors_origins: tuple[str, ...],
     tracing: bool,
+    allow_admin: bool,
 ) -> None:
     try:
         from tokenmill.gateway.serve import serve
@@ -122,6 +130,7 @@ def gateway(
         max_file_bytes=max_file_mb << 20,
         cors_origins=cors_origins,
         tracing=tracing,
+        allow_admin=allow_admin,
     )
     click.echo(f"tokenmill gateway: http://{host}:{port}/v1, queue {queue}", err=True)
     if not requires_keys and not is_loopback(host):

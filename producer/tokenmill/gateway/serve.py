@@ -1,6 +1,9 @@
 """Runs the application under uvicorn until it is told to stop. Knows no endpoint."""
 
+import socket
+
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tokenmill.gateway.app import create_app
@@ -26,5 +29,15 @@ def config(settings: GatewaySettings) -> uvicorn.Config:
     )
 
 
+class Server(uvicorn.Server):
+    """Ends what would never end by itself before it waits for what will."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app = self.config.app
+        if isinstance(app, FastAPI) and hasattr(app.state, "gateway"):
+            app.state.gateway.end_feeds()
+        await super().shutdown(sockets)
+
+
 def serve(settings: GatewaySettings) -> None:
-    uvicorn.Server(config(settings)).run()
+    Server(config(settings)).run()

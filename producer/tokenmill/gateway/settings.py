@@ -15,7 +15,8 @@ class GatewaySettings:
 
     `rq_url`: where batches are queued, when `redis_url` is a cluster. `requires_keys`: nobody without an API key.
     `head_timeout_s`: for the head of a request; `body_timeout_s`: for its body; a long one that comes has more.
-    `tracing`: send OpenTelemetry spans, as its own OTEL_* variables say.
+    `tracing`: send OpenTelemetry spans, as its own OTEL_* variables say. `allow_admin`: the page at / may redrive dead
+    letters.
     """
 
     redis_url: str = "redis://localhost:6379/0"
@@ -35,3 +36,4 @@ class GatewaySettings:
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     tracing: bool = False
+    allow_admin: bool = False

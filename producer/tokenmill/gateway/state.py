@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from fastapi import Depends, Request
 
 from tokenmill.client import AsyncClient
+from tokenmill.fleet.reader import AsyncFleetReader
 from tokenmill.gateway.desk import Desk
+from tokenmill.gateway.feed import FleetFeed
 from tokenmill.gateway.models import Models
 from tokenmill.gateway.settings import GatewaySettings
 
@@ -33,6 +35,7 @@ class Gateway:
     keys: "KeyBook | None" = None
     desk: Desk = field(init=False)
     _queues: dict[str, Queue] = field(default_factory=dict)
+    _feeds: dict[str, FleetFeed] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _attempts: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -56,6 +59,19 @@ class Gateway:
             self._queues[name] = Queue(client, Models(client))
         return self._queues[name]
 
+    def feed(self, name: str | None = None) -> FleetFeed:
+        """What the fleet of a queue does, for those who look."""
+        name, its = name or self.settings.queue, self.settings
+        if name not in self._feeds:
+            reader = AsyncFleetReader(its.redis_url, name, its.partitions, rq_url=its.rq_url)
+            self._feeds[name] = FleetFeed(reader)
+        return self._feeds[name]
+
+    def end_feeds(self) -> None:
+        """Their streams have no end of their own: a server that stops would wait for them in vain."""
+        for feed in self._feeds.values():
+            feed.end()
+
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Work that goes on when its request is over, and that `close` waits for."""
         self._start(work, self._tasks)
@@ -73,6 +89,8 @@ class Gateway:
         for attempt in self._attempts:
             attempt.cancel()
         await asyncio.gather(*self._tasks, *self._attempts, return_exceptions=True)
+        for feed in self._feeds.values():
+            await feed.close()
         for queue in self._queues.values():
             await queue.client.close()
         if self.keys is not None:

@@ -116,7 +116,7 @@ def serve(settings: WorkerSettings, url: str) -> bool:
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     log.info("loading %s", settings.model)
-    engine = Engine(_engine_config(settings))
+    engine = Engine(engine_config(settings))
     try:
         observers = Observers.asked_for(settings)
         serving = assemble(engine, settings, url, watch=observers.watch)
@@ -235,7 +235,7 @@ def _part(
     return Part(consumer, publisher, lease)
 
 
-def _engine_config(settings: WorkerSettings) -> EngineConfig:
+def engine_config(settings: WorkerSettings) -> EngineConfig:
     return EngineConfig(
         model=settings.model,
         dtype=settings.dtype,

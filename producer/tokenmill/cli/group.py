@@ -21,7 +21,10 @@ OWN_COMMANDS = {
     "submit": ("tokenmill.cli.submit", "Send one prompt and print the answer."),
 }
 # What we ship ourselves as plugins: their line in the help, and the extra that brings what they need.
-KNOWN_PLUGINS = {"tokenmill_worker": ("Answer prompts from a queue with a model on this machine.", "worker")}
+KNOWN_PLUGINS = {
+    "worker": ("Answer prompts from a queue with a model on this machine.", "worker"),
+    "tune": ("Measure which settings a model wants on this machine.", "worker"),
+}
 
 
 class CommandGroup(click.Group):
@@ -56,11 +59,15 @@ def _package(plugin: EntryPoint) -> str:
     return plugin.module.partition(".")[0]
 
 
+def _is_ours(plugin: EntryPoint) -> bool:
+    return plugin.name in KNOWN_PLUGINS and _package(plugin) == "tokenmill_worker"
+
+
 def _one_line(name: str) -> str:
     if name in OWN_COMMANDS:
         return OWN_COMMANDS[name][1]
-    package = _package(_plugins()[name])
-    return KNOWN_PLUGINS.get(package, (f"From {package}.", ""))[0]
+    plugin = _plugins()[name]
+    return KNOWN_PLUGINS[name][0] if _is_ours(plugin) else f"From {_package(plugin)}."
 
 
 def _load(plugin: EntryPoint) -> object:
@@ -75,7 +82,7 @@ def _reason(plugin: EntryPoint, error: Exception) -> str:
     package = _package(plugin)
     missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     if missing and missing.partition(".")[0] != package:
-        extra = KNOWN_PLUGINS.get(package, ("", ""))[1]
+        extra = KNOWN_PLUGINS[plugin.name][1] if _is_ours(plugin) else ""
         return f"it needs {missing}: pip install " + (f"'tokenmill[{extra}]'" if extra else missing)
     return f"{plugin.value} raises {type(error).__name__}: {error}"
 

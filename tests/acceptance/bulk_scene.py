@@ -99,11 +99,12 @@ class BulkProcess:
         """Looks at its memory on the way: what the kernel tells at the end is the largest of its children's too."""
         if self.process.poll() is not None:
             return True
-        self.peak_rss_kib = max(self.peak_rss_kib, _peak_rss_kib(self.process.pid))
+        self.peak_rss_kib = max(self.peak_rss_kib, peak_rss_kib(self.process.pid))
         return False
 
 
-def _peak_rss_kib(pid: int) -> int:
+def peak_rss_kib(pid: int) -> int:
+    """Of a process that runs; 0 where there is none."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):

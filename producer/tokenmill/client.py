@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from tokenmill.follow import BLOCK_S, NUM_SEATS, Effect, Follower, Pause, Read, Seats, Steps
+from tokenmill.listening import Listener, Place
 from tokenmill.partitions import Partitions, Trip, weakest
 from tokenmill.tracing import current_traceparent
 from tokenmill.wire.errors import (
@@ -47,6 +48,8 @@ URL_VARIABLE = "TOKENMILL_REDIS_URL"
 PARTITIONS_VARIABLE = "TOKENMILL_PARTITIONS"
 
 MAX_DELAY_S = 366 * 86_400  # as far as a deadline may be away
+
+ALL_SEATED = 1 << 31  # asyncio clients: one connection reads for everybody, so nobody has to stand
 
 _ID_BYTES = 12  # of a fresh id: among a billion, two are the same with a chance of 10^-11
 _QUEUE = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -294,12 +297,19 @@ class AsyncClient:
         self._core = _Core(url, queue, partitions)
         self._stores = self._core.partitions.connect(self._connect)
         self._readers = self._core.partitions.connect(self._connect_reader)
+        self._core.seats = Seats(ALL_SEATED)
+        self._listeners = [
+            Listener(reads, rings, transitions)
+            for reads, rings, transitions in zip(
+                self._readers, self._stores, self._core.partitions.transitions, strict=True
+            )
+        ]
 
     def _connect(self, tag: str) -> AsyncStore:
         return AsyncStore(connect_async(self._core.url, key=tag))
 
     def _connect_reader(self, tag: str) -> AsyncStore:
-        connected = connect_async(self._core.url, key=tag, block_s=BLOCK_S, retries=0, max_connections=NUM_SEATS)
+        connected = connect_async(self._core.url, key=tag, block_s=BLOCK_S, retries=0, max_connections=1)
         return AsyncStore(connected)
 
     async def submit(
@@ -332,6 +342,8 @@ class AsyncClient:
         return QueueStatistics.sum([await store.run(transitions.statistics()) for store, transitions in parts])
 
     async def close(self) -> None:
+        for listener in self._listeners:
+            await listener.close()
         for store in (*self._stores, *self._readers):
             await store.close()
 
@@ -363,24 +375,29 @@ class AsyncClient:
         """Deltas as they come in: those that one read brought, together."""
         steps, answer = follower.steps(), None
         news: list[Delta] = []
-        while (effect := _next_effect(steps, answer)) is not None:
-            answer = None
-            if isinstance(effect, Delta):
-                news.append(effect)
-                continue
-            if news:
-                yield news
-                news = []
-            if isinstance(effect, Read):
-                answer = await self._read(effect, follower.partition)
-            else:
-                await asyncio.sleep(effect.seconds)
+        listener = self._listeners[follower.partition]
+        with listener.following(follower.result_key, follower.last_id) as place:
+            while (effect := _next_effect(steps, answer)) is not None:
+                answer = None
+                if isinstance(effect, Delta):
+                    news.append(effect)
+                    continue
+                if news:
+                    yield news
+                    news = []
+                if isinstance(effect, Read):
+                    answer = await self._read(effect, follower.partition, place)
+                else:
+                    await asyncio.sleep(effect.seconds)
         if news:
             yield news
 
-    async def _read(self, effect: Read, partition: int) -> list[Any] | UnavailableError:
+    async def _read(self, effect: Read, partition: int, place: Place) -> list[Any] | UnavailableError:
         try:
-            return await (self._readers if effect.is_blocking else self._stores)[partition].send(effect.commands)
+            if effect.is_blocking:
+                entries = await self._listeners[partition].wait(place, effect.block_s)
+                return [[(place.key, entries)]] if entries else [None]
+            return await self._stores[partition].send(effect.commands)
         except UnavailableError as error:
             return error
 

@@ -43,11 +43,15 @@ _DEFAULT_ID = re.compile(r"([0-9q])-([0-9]+-[0-9]+)")
 class Read:
     """Send these in one batch; the answer is their replies, or the UnavailableError that came instead.
 
-    `is_blocking`: it may take BLOCK_S, so it goes over a connection of its own.
+    `block_s`: how long it may block, so that it goes over a connection of its own, or is joined with others.
     """
 
     commands: Sequence[Command]
-    is_blocking: bool = False
+    block_s: float = 0.0
+
+    @property
+    def is_blocking(self) -> bool:
+        return self.block_s > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,15 @@ class Follower:
         return self._keys.partition
 
     @property
+    def result_key(self) -> str:
+        return self._keys.result(self._request_id)
+
+    @property
+    def last_id(self) -> str:
+        """Of the last entry that was read."""
+        return self._reader.last_id
+
+    @property
     def completion(self) -> Completion | None:
         return self._reader.completion
 
@@ -222,7 +235,7 @@ class Follower:
     def _read_entries(self, block_s: float) -> Asking:
         block = ("BLOCK", max(1, round(block_s * 1000))) if block_s > 0 else ()  # 0 would block for ever
         source = ("STREAMS", self._keys.result(self._request_id), self._reader.last_id)
-        (streams,) = yield from self._ask([("XREAD", "COUNT", READ_COUNT, *block, *source)], is_blocking=block_s > 0)
+        (streams,) = yield from self._ask([("XREAD", "COUNT", READ_COUNT, *block, *source)], block_s)
         return streams[0][1] if streams else []
 
     def _block_s(self) -> float:
@@ -276,10 +289,10 @@ class Follower:
     def _lost(self, reason: str) -> JobLostError:
         return JobLostError(self._request_id, f"request {self._request_id!r} has no result: {reason}")
 
-    def _ask(self, commands: Sequence[Command], *, is_blocking: bool = False) -> Asking:
+    def _ask(self, commands: Sequence[Command], block_s: float = 0.0) -> Asking:
         """Replies, however often the connection breaks meanwhile; UnavailableError when the server stays away."""
         while True:
-            answer = yield Read(commands, is_blocking)
+            answer = yield Read(commands, block_s)
             try:
                 if isinstance(answer, UnavailableError):
                     raise answer

@@ -24,6 +24,7 @@ RUN_TTL_S = 30 * 86_400  # what is known of a bulk run, from its last sign of li
 USAGE_TTL_S = 2 * 86_400  # a tenant's rows and tokens of one day; the second day is for who looks at yesterday's
 NOTE_TTL_S = 7 * 86_400  # a front door's note, besides the life of the result: a request may wait for so long
 GATE_USE_TTL_S = 2 * 86_400  # what an API key has used: outlives the day that is counted
+BELL_TTL_MS = 60_000  # a listener's bell: it needs to be heard once, by a read that lasts seconds
 DEAD_MAXLEN = 10_000  # dead letters kept; entries, approximate
 MAX_DEPTH = 1_000_000  # entries on one lane before submit answers busy
 MAX_BODY_BYTES = 1 << 20  # a larger body is refused
@@ -92,6 +93,10 @@ class Keys:
     def note(self, request_id: str) -> str:
         """Hash: what a front door was asked beside the request; NOTE_TTL_S and the result's own time."""
         return f"{self.tag}n:{request_id}"
+
+    def bell(self, listener: str) -> str:
+        """Stream: wakes one asyncio client from its read of many results; BELL_TTL_MS."""
+        return f"{self.tag}b:{listener}"
 
     @property
     def workers(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenmill.wire.errors import PartitionsError
 from tokenmill.wire.keys import (
+    BELL_TTL_MS,
     BURST_HORIZON_MS,
     DEAD_MAXLEN,
     GROUP_TTL_S,
@@ -70,6 +71,10 @@ class Transitions:
         """How many partitions there are, in partition 0: the first decides. PartitionsError: it did otherwise."""
         keys = self.keys
         return _call("agree", [keys.count], [keys.partitions], lambda known: _agreed(keys, known))
+
+    def ring(self, bell: str) -> Call[None]:
+        """Wake the listener that names this stream in its blocking read."""
+        return _call("ring", [bell], [BELL_TTL_MS], _nothing)
 
     def register(self, worker: str, info: Mapping[str, str], ttl_ms: int) -> Call[None]:
         """Take a lease under a name never used before. FencedError: the name is being reaped, take another."""

@@ -1,8 +1,9 @@
 """All results that one asyncio client follows in one partition, read over one connection. Knows no message.
 
-One blocking read names every stream that somebody follows. Who comes while it blocks rings the listener's bell, a stream
-that every such read names too: the read returns, and the next one names the newcomer as well. So a thousand followers
-cost one connection and one read for all that a moment has brought, and one alone waits no longer than by itself.
+One blocking read names every stream that somebody follows. Who comes while it blocks rings the listener's bell, a
+stream that every such read names too: the read returns, and the next one names the newcomer as well. So a thousand
+followers cost one connection and one read for all that a moment has brought, and one alone waits no longer than by
+itself.
 """
 
 import asyncio
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenmill.follow import BLOCK_S, LOOK_COUNT, STREAMS_PER_S, split_entry_id
-from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.store import AsyncStore, Command, Transitions
 
 NUM_UNPACED = 64  # followers whose reads follow each other at once; with more, a pause lets news gather

@@ -19,7 +19,7 @@ from tokenmill import (
     UnavailableError,
     UnknownRequestError,
 )
-from tokenmill.client import URL_VARIABLE
+from tokenmill.submitting import URL_VARIABLE
 from tokenmill.wire.keys import Keys, Lane
 from tokenmill.wire.messages import ChoiceText, Request, TerminalEntry
 from tokenmill.wire.store import Store

@@ -37,7 +37,8 @@ def actual_names() -> set[str]:
         *(
             keys.job("<id>"),
             keys.result("<id>"),
-            keys.note("<id>"), keys.bell("<listener>"),
+            keys.note("<id>"),
+            keys.bell("<listener>"),
             keys.workers,
             keys.dead_workers,
             keys.worker_info("<worker>"),

@@ -18,6 +18,7 @@ OWN_COMMANDS = {
     "gateway": ("tokenmill.cli.gateway", "Serve OpenAI's HTTP interface in front of a queue."),
     "keys": ("tokenmill.cli.keys", "Make, list and revoke the gateway's API keys."),
     "queue": ("tokenmill.cli.queue", "Show what waits, what runs, and who works."),
+    "top": ("tokenmill.cli.top", "Watch the fleet in a terminal: queue, batch, workers, runs, errors."),
     "submit": ("tokenmill.cli.submit", "Send one prompt and print the answer."),
 }
 # What we ship ourselves as plugins: their line in the help, and the extra that brings what they need.

@@ -30,6 +30,7 @@ logprobs = st.builds(
     TokenLogprob,
     logprob=st.floats(-9999, 0),
     top=st.lists(st.tuples(st.integers(0, 50_000), st.floats(-9999, 0)), max_size=2).map(tuple),
+    pieces=st.lists(texts | st.lists(st.integers(0, 255), max_size=4).map(tuple), max_size=3).map(tuple),
 )
 deltas = st.builds(
     DeltaEntry,
@@ -73,6 +74,7 @@ def test_a_field_that_a_later_version_adds_is_left_aside() -> None:
         {b"type": b"delta", b"offset": b"0", b"text": b"", b"tokens": b"[]"},
         {b"type": b"delta", b"offset": b"0", b"text": b"\xff", b"tokens": b"[1]"},
         {b"type": b"delta", b"offset": b"0", b"text": b"", b"tokens": b"[1.5]"},
+        {b"type": b"delta", b"offset": b"0", b"text": b"", b"tokens": b"[1]", b"logprobs": b"[]", b"pieces": b"[[]]"},
         {b"type": b"done"},
         {b"type": b"done", b"finish_reason": b"tired"},
         {b"type": b"done", b"finish_reason": b"stop", b"usage": b"{"},

@@ -12,7 +12,7 @@ from tests.queue.builders import admission, event, tenure
 
 
 def outbox(*events: TokenEvent, **fields: object) -> Outbox:
-    box = Outbox(admission(**fields), now_s=0.0)  # type: ignore[arg-type]  # a test names what it means
+    box = Outbox(admission(**fields), now_s=0.0, spell=chr)  # type: ignore[arg-type]  # a test names what it means
     for news in events:
         box.add(news, now_ms=20.0)
     return box
@@ -129,7 +129,8 @@ def test_logprobs_go_with_their_tokens() -> None:
         logprobs=(Logprobs(-0.5, ((97, -0.5),)),),
     )
     (entry,) = outbox(news, logprobs=1).publication().entries
-    assert [(one.logprob, one.top) for one in entry.logprobs or ()] == [(-0.5, ((97, -0.5),))]
+    told = [(one.logprob, one.top, one.pieces) for one in entry.logprobs or ()]
+    assert told == [(-0.5, ((97, -0.5),), ("a", "a"))]
 
 
 def test_a_request_nobody_watches_is_written_down_every_so_many_tokens() -> None:

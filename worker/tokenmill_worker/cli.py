@@ -39,6 +39,7 @@ from tokenmill_worker.queue.publisher import Publisher
 from tokenmill_worker.queue.quarantine import PATIENCE_S, Quarantine
 from tokenmill_worker.queue.requests import RequestBuilder, ServedModel
 from tokenmill_worker.queue.sharing import GatedIntake, Share, SharingLanes
+from tokenmill_worker.queue.spelling import Speller
 from tokenmill_worker.queue.stall import StallWatch
 from tokenmill_worker.settings import SettingsError, WorkerSettings
 from tokenmill_worker.worker import Worker
@@ -197,6 +198,7 @@ def _part(
         flush_interval_s=settings.flush_interval_ms / 1000,
         first_tokens=together.first_tokens,
         on_end=watch.ended,
+        spell=Speller(engine.tokenizer),
     )
     lease = Lease(
         Store(connect(url, key=keys.tag, retries=0)),

@@ -1,7 +1,7 @@
 """What one request has said, and how much of it the server has. Knows no server, no thread and no engine."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Literal, NamedTuple
 
@@ -11,6 +11,7 @@ from tokenmill.wire.messages import (
     DeltaEntry,
     ErrorInfo,
     FinishReason,
+    Piece,
     TerminalEntry,
     TerminalType,
     Timings,
@@ -36,6 +37,8 @@ _ENDINGS: dict[FinishReason, tuple[TerminalType, _FinalState]] = {
     "expired": ("expired", "expired"),
     "error": ("error", "failed"),
 }
+
+Spell = Callable[[int], Piece]
 
 _position = itemgetter(0)
 
@@ -66,8 +69,9 @@ class _Log:
     Three lists side by side and not one of records: there is an entry for every token of every request.
     """
 
-    def __init__(self, base: int, *, wants_logprobs: bool) -> None:
+    def __init__(self, base: int, spell: Spell, *, wants_logprobs: bool) -> None:
         self.base = base
+        self._spell = spell
         self.token_ids: list[int] = []
         self.texts: list[str] = []
         self.logprobs: list[Logprobs] | None = [] if wants_logprobs else None
@@ -108,8 +112,14 @@ class _Log:
             text="".join(self.texts[start:end]),
             token_ids=tuple(self.token_ids[start:end]),
             finish_reason=self._endings.get(end),
-            logprobs=tuple(map(_logprob, self.logprobs[start:end])) if self.logprobs is not None else None,
+            logprobs=self._logprobs(start, end),
         )
+
+    def _logprobs(self, start: int, end: int) -> tuple[TokenLogprob, ...] | None:
+        if self.logprobs is None:
+            return None
+        told = zip(self.token_ids[start:end], self.logprobs[start:end], strict=True)
+        return tuple(_logprob(token_id, logprob, self._spell) for token_id, logprob in told)
 
 
 class _ChoiceSoFar:
@@ -131,12 +141,13 @@ class Outbox:
     until then, the tokens of one choice are put together, so that n choices do not make an entry of every token.
     """
 
-    def __init__(self, admission: Admission, *, now_s: float) -> None:
+    def __init__(self, admission: Admission, *, now_s: float, spell: Spell) -> None:
+        """`spell`: asked where logprobs are."""
         self.tenure = admission.tenure
         self._admission = admission
         self.num_published = self.tenure.num_published
         wants_logprobs = admission.request.params.logprobs is not None
-        self._log = _Log(self.num_published, wants_logprobs=wants_logprobs)
+        self._log = _Log(self.num_published, spell, wants_logprobs=wants_logprobs)
         # In quarantine how far a request came is what clears it, should its worker die: that is told as it comes.
         self._is_streaming = admission.is_streaming or self.tenure.lane is Lane.QUARANTINE
         self._fresh: list[TokenEvent] = []  # not yet put in order
@@ -336,8 +347,9 @@ class Rejected:
         )
 
 
-def _logprob(logprob: Logprobs) -> TokenLogprob:
-    return TokenLogprob(logprob=logprob.chosen, top=logprob.top)
+def _logprob(token_id: int, logprob: Logprobs, spell: Spell) -> TokenLogprob:
+    pieces = (spell(token_id), *(spell(other) for other, _ in logprob.top))
+    return TokenLogprob(logprob=logprob.chosen, top=logprob.top, pieces=pieces)
 
 
 def _choice_texts(choices: Sequence[tuple[str, FinishReason | None]]) -> tuple[ChoiceText, ...]:

@@ -20,7 +20,7 @@ from tokenmill_worker.queue.admission import Admission, Tenure, ToldChoice
 from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.isolation import BROKEN, is_broken
 from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
-from tokenmill_worker.queue.outbox import Ending, Outbox, Rejected
+from tokenmill_worker.queue.outbox import Ending, Outbox, Rejected, Spell
 from tokenmill_worker.queue.recent import MOST_FAILURES, Failure, RecentTimes
 from tokenmill_worker.queue.service import Service
 
@@ -98,8 +98,11 @@ class Publisher(Service):
         flush_interval_s: float = FLUSH_INTERVAL_S,
         first_tokens: RecentTimes | None = None,
         on_end: Sequence[Callable[[Ending], None]] = (),
+        spell: Spell = lambda token_id: "",
     ) -> None:
-        """`first_tokens`: where their times go, when that is shared with other publishers."""
+        """`first_tokens`: where their times go, when that is shared with other publishers. `spell`: what a token adds
+        to a text, told with its logprob.
+        """
         super().__init__("publisher", stop_timeout_s=settle_timeout_s + ANSWER_TIMEOUT_S)
         self._post = post
         self._holdings = holdings
@@ -115,6 +118,7 @@ class Publisher(Service):
         self._next_flush_s = self._rested_s = 0.0
         self._backoff = Backoff()
         self._num_ended = self._num_retried = self._num_failed = self._num_writes_fenced = 0
+        self._spell = spell
         self._first_tokens = first_tokens or RecentTimes()
         self._failures: deque[Failure] = deque(maxlen=MOST_FAILURES)
         self._statistics = PublisherStatistics()
@@ -211,7 +215,7 @@ class Publisher(Service):
         now_ms, now_s = self._now_ms(), time.monotonic()
         for news in inbox:
             if isinstance(news, Admission):
-                self._outboxes[news.tenure.request_id] = Outbox(news, now_s=now_s)
+                self._outboxes[news.tenure.request_id] = Outbox(news, now_s=now_s, spell=self._spell)
             elif isinstance(news, Rejected):
                 self._outboxes[news.tenure.request_id] = news
             elif isinstance(outbox := self._outboxes.get(news.request_id), Outbox):  # else it was fenced meanwhile

@@ -2,69 +2,64 @@
 
 from typing import Any
 
-from tokenmill.gateway.asking import DONE, Ask, dump
-from tokenmill.gateway.shapes.common import extension, finish_reason, text_json, usage
-from tokenmill.gateway.sse import event
-from tokenmill.wire.messages import Choice, Completion, Delta
+from tokenmill.gateway.shapes.common import Opened, dump, event_of, extension, finish_reason, text_json, usage
+from tokenmill.gateway.shapes.logprobs import chat_logprobs
+from tokenmill.gateway.sse import DONE, event
+from tokenmill.wire.messages import Choice, Completion, Delta, FinishReason
 
 
 class ChatShape:
-    """`n`: choices; `has_usage`: the stream ends with what it used."""
+    """Of one answer. `has_usage`: the stream ends with what it used."""
 
-    def __init__(self, ask: Ask, *, n: int = 1, has_usage: bool = False) -> None:
-        self._id = f"chatcmpl-{ask.job.id}"
-        self._model = ask.model
-        self._created = ask.created
-        self._n = n
+    def __init__(self, opened: Opened, *, has_usage: bool = False) -> None:
+        self._base = {"id": f"chatcmpl-{opened.id}", "created": opened.created, "model": opened.model}
         self._has_usage = has_usage
-        self._unfinished = set(range(n))
-        head = {"id": self._id, "object": "chat.completion.chunk", "created": ask.created, "model": ask.model}
-        self._head = dump(head)[:-1].decode() + ',"choices":['
+        self._unfinished = set(range(opened.num_choices))
+        self._head = dump({**self._base, "object": "chat.completion.chunk"})[:-1].decode() + ',"choices":['
         self._tail = '],"usage":null}' if has_usage else "]}"
 
     def opening(self) -> bytes:
-        return b"".join(self._event(index, '{"role":"assistant","content":""}') for index in range(self._n))
+        role = '{"role":"assistant","content":""}'
+        return b"".join([event_of(self._chunk(index, role)) for index in sorted(self._unfinished)])
 
-    def deltas(self, deltas: list[Delta]) -> bytes:
-        return b"".join([self._delta(delta) for delta in deltas])
+    def skip(self, delta: Delta) -> None:
+        if delta.finish_reason is not None:
+            self._unfinished.discard(delta.index)
 
-    def ending(self, completion: Completion | None) -> bytes:
-        if completion is None:
-            return event(DONE)
-        cut = [self._event(index, "{}", completion.finish_reason) for index in sorted(self._unfinished)]
-        used = [event(self._usage(completion))] if self._has_usage else []
-        return b"".join([*cut, *used, event(DONE)])
+    def delta(self, delta: Delta) -> bytes:
+        self.skip(delta)
+        content = f'{{"content":{text_json(delta.text)}}}'
+        logprobs = "null"
+        if delta.logprobs is not None:
+            logprobs = dump(chat_logprobs(delta.token_ids, delta.logprobs)).decode()
+        return event_of(self._chunk(delta.index, content, delta.finish_reason, logprobs), delta.entry_id)
+
+    def ending(self, completion: Completion, entry_id: str | None) -> bytes:
+        reason = completion.finish_reason
+        last = [self._chunk(index, "{}", reason) for index in sorted(self._unfinished)]
+        if self._has_usage:
+            last.append(f'{self._head}],"usage":{dump(usage(completion.usage)).decode()}}}')
+        return b"".join([event_of(chunk, entry_id) for chunk in last]) + event(DONE, entry_id)
 
     def whole(self, completion: Completion) -> dict[str, Any]:
         return {
-            "id": self._id,
+            **self._base,
             "object": "chat.completion",
-            "created": self._created,
-            "model": self._model,
             "choices": [_choice(choice, completion) for choice in completion.choices],
             "usage": usage(completion.usage),
             **extension(completion),
         }
 
-    def _delta(self, delta: Delta) -> bytes:
-        if delta.finish_reason is not None:
-            self._unfinished.discard(delta.index)
-        content = f'{{"content":{text_json(delta.text)}}}'
-        return self._event(delta.index, content, delta.finish_reason, entry_id=delta.entry_id)
-
-    def _event(self, index: int, content: str, reason: Any = None, *, entry_id: str | None = None) -> bytes:
-        reason_json = "null" if reason is None else f'"{finish_reason(reason)}"'
-        choice = f'{{"index":{index},"delta":{content},"logprobs":null,"finish_reason":{reason_json}}}'
-        return event(f"{self._head}{choice}{self._tail}".encode(), entry_id)
-
-    def _usage(self, completion: Completion) -> bytes:
-        return (self._head + f'],"usage":{dump(usage(completion.usage)).decode()}}}').encode()
+    def _chunk(self, index: int, content: str, reason: FinishReason | None = None, logprobs: str = "null") -> str:
+        ended = "null" if reason is None else f'"{finish_reason(reason)}"'
+        choice = f'{{"index":{index},"delta":{content},"logprobs":{logprobs},"finish_reason":{ended}}}'
+        return f"{self._head}{choice}{self._tail}"
 
 
 def _choice(choice: Choice, completion: Completion) -> dict[str, Any]:
     return {
         "index": choice.index,
         "message": {"role": "assistant", "content": choice.text, "refusal": None},
-        "logprobs": None,
+        "logprobs": None if choice.logprobs is None else chat_logprobs(choice.token_ids, choice.logprobs),
         "finish_reason": finish_reason(choice.finish_reason or completion.finish_reason),
     }

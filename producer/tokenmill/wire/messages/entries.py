@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tokenmill.wire.errors import DecodeError
 from tokenmill.wire.messages.base import Frozen
-from tokenmill.wire.messages.result import ErrorInfo, FinishReason, Timings, TokenLogprob, Usage
+from tokenmill.wire.messages.result import ErrorInfo, FinishReason, Piece, Timings, TokenLogprob, Usage
 
 T = TypeVar("T")
 
@@ -66,6 +66,8 @@ class DeltaEntry(NamedTuple):
             fields += "finish_reason", self.finish_reason
         if self.logprobs is not None:
             fields += "logprobs", _dump([_logprob_fields(logprob) for logprob in self.logprobs])
+            if any(logprob.pieces for logprob in self.logprobs):
+                fields += "pieces", _dump([logprob.pieces for logprob in self.logprobs])
         return fields
 
 
@@ -119,6 +121,7 @@ _DEFERRED = ConfigDict(defer_build=True)  # built at first use, as the models ar
 _REASONS = frozenset(get_args(FinishReason))
 _TOKENS = TypeAdapter(Annotated[tuple[int, ...], Field(min_length=1)], config=_DEFERRED)
 _LOGPROBS = TypeAdapter(tuple[TokenLogprob, ...], config=_DEFERRED)
+_PIECES = TypeAdapter(tuple[tuple[Piece, ...], ...], config=_DEFERRED)
 _CHOICES = TypeAdapter(tuple[ChoiceText, ...], config=_DEFERRED)
 
 
@@ -147,8 +150,16 @@ def _decode_delta(fields: Fields) -> DeltaEntry:
         fields[b"text"].decode(),
         index,
         _optional(_reason, fields, b"finish_reason"),
-        _optional(_LOGPROBS.validate_json, fields, b"logprobs"),
+        _spelled(_optional(_LOGPROBS.validate_json, fields, b"logprobs"), fields),
     )
+
+
+def _spelled(logprobs: tuple[TokenLogprob, ...] | None, fields: Fields) -> tuple[TokenLogprob, ...] | None:
+    """With their tokens' pieces, which have a field of their own: a reader of logprobs alone need not know it."""
+    if logprobs is None or b"pieces" not in fields:
+        return logprobs
+    told = zip(logprobs, _PIECES.validate_json(fields[b"pieces"]), strict=True)
+    return tuple(TokenLogprob(logprob=one.logprob, top=one.top, pieces=pieces) for one, pieces in told)
 
 
 def _decode_terminal(fields: Fields) -> TerminalEntry:

@@ -37,11 +37,18 @@ class ErrorInfo(Frozen):
     message: str
 
 
+Piece = str | tuple[int, ...]  # what a token adds to a text: whole characters, or bytes that need not be
+
+
 class TokenLogprob(Frozen):
-    """Natural-log probabilities at one position: the chosen token's, and the likeliest tokens' as (id, logprob)."""
+    """Natural-log probabilities at one position: the chosen token's, and the likeliest tokens' as (id, logprob).
+
+    `pieces`: the chosen token's, then those of `top` in order; none from a worker that does not tell them.
+    """
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
 
 class Delta(Frozen):

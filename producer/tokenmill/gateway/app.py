@@ -11,12 +11,26 @@ from tokenmill.gateway.auth import KeyBook
 from tokenmill.gateway.errors import add_error_handlers
 from tokenmill.gateway.guard import BodyGuard
 from tokenmill.gateway.metrics import GatewayMetrics, Measured
-from tokenmill.gateway.routes import batches, chat, files, fleet, health, metrics, models, page, responses
+from tokenmill.gateway.routes import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    fleet,
+    health,
+    metrics,
+    models,
+    page,
+    responses,
+)
 from tokenmill.gateway.settings import GatewaySettings
 from tokenmill.gateway.state import Gateway
 
 ROUTERS = (
     chat.router,
+    completions.router,
+    embeddings.router,
     responses.router,
     models.router,
     files.router,

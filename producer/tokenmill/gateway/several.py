@@ -12,7 +12,7 @@ News = list[Delta] | Completion
 
 
 class Several:
-    """As an Ask. The choices of prompt p are n * p and on. Its deltas have no entry ids: no one id tells where all are."""
+    """As an Ask. The choices of prompt p are n * p and on. No entry id tells where all are: deltas have none."""
 
     after: str | None = None
 
@@ -56,6 +56,11 @@ class Several:
                 self.detach()
                 raise result
         return self._joined({i: result for i, result in enumerate(results) if isinstance(result, Completion)})
+
+    @property
+    def limit_headers(self) -> Mapping[str, str]:
+        """Those of the last, which say what is left now."""
+        return self._asks[-1].limit_headers
 
     def detach(self) -> None:
         for ask in self._asks:

@@ -10,14 +10,15 @@ from starlette.types import Message, Receive, Scope, Send
 from tokenmill.gateway.errors import ApiError, api_error
 from tokenmill.wire.errors import TokenmillError
 
+DONE = b"[DONE]"
 KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would hold events back
 
 
-def event(data: bytes, entry_id: str | None = None, *, name: str | None = None) -> bytes:
-    """One event; `data` is one line. Who reconnects sends the last `entry_id` as Last-Event-ID."""
+def event(data: bytes, entry_id: str = "", *, name: str | None = None) -> bytes:
+    """One event; `data` is one line. Who reconnects sends the last `entry_id` that it got as Last-Event-ID."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    if entry_id is not None:
+    if entry_id:
         head += b"id: " + entry_id.encode() + b"\n"
     return head + b"data: " + data + b"\n\n"
 

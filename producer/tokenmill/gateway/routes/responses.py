@@ -8,13 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from tokenmill.client import AsyncClient, AsyncJob
-from tokenmill.gateway.asking import CLIENT_CLOSED_REQUEST, Ask, checked, dump, given_id, submit, wait_result
+from tokenmill.gateway.asking import CLIENT_CLOSED_REQUEST, Ask, checked, given_id, submit, wait_result
 from tokenmill.gateway.auth import Caller, CallerOf
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.responses import keeping
 from tokenmill.gateway.responses.events import Event, ResponseEvents
 from tokenmill.gateway.responses.view import PREFIX, Asked, final_outcome, item_id, response_object
 from tokenmill.gateway.schemas.responses import ResponseBody
+from tokenmill.gateway.shapes.common import dump
 from tokenmill.gateway.sse import EventStream, event
 from tokenmill.gateway.state import Gateway, GatewayOf
 from tokenmill.wire.errors import InvalidRequestError

@@ -6,4 +6,7 @@ from tokenmill.gateway.schemas.base import GenerationBody
 
 
 class ChatBody(GenerationBody):
+    """`logprobs` is a switch here; `top_logprobs` says how many."""
+
     messages: list[dict[str, Any]]
+    logprobs: bool | None = None

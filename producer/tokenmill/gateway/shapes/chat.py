@@ -34,7 +34,9 @@ class ChatShape:
             logprobs = dump(chat_logprobs(delta.token_ids, delta.logprobs)).decode()
         return event_of(self._chunk(delta.index, content, delta.finish_reason, logprobs), delta.entry_id)
 
-    def ending(self, completion: Completion, entry_id: str | None) -> bytes:
+    def ending(self, completion: Completion, entry_id: str, *, is_told: bool) -> bytes:
+        if is_told:
+            return event(DONE, entry_id)
         reason = completion.finish_reason
         last = [self._chunk(index, "{}", reason) for index in sorted(self._unfinished)]
         if self._has_usage:

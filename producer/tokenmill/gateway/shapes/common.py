@@ -35,7 +35,9 @@ class Shape(Protocol):
         """One event, so that its id stands for all of the delta."""
         ...
 
-    def ending(self, completion: Completion, entry_id: str | None) -> bytes: ...
+    def ending(self, completion: Completion, entry_id: str, *, is_told: bool) -> bytes:
+        """`is_told`: the client has all of it, and only waits for the end."""
+        ...
 
     def whole(self, completion: Completion) -> dict[str, Any]: ...
 
@@ -69,5 +71,5 @@ def text_json(text: str) -> str:
     return encode_basestring(text)
 
 
-def event_of(chunk: str, entry_id: str | None = None) -> bytes:
+def event_of(chunk: str, entry_id: str = "") -> bytes:
     return event(chunk.encode(), entry_id)

@@ -40,7 +40,9 @@ class CompletionShape:
             logprobs = dump(self._logprobs[delta.index].of(delta.text, delta.token_ids, delta.logprobs)).decode()
         return event_of(self._chunk(delta.index, delta.text, delta.finish_reason, logprobs), delta.entry_id)
 
-    def ending(self, completion: Completion, entry_id: str | None) -> bytes:
+    def ending(self, completion: Completion, entry_id: str, *, is_told: bool) -> bytes:
+        if is_told:
+            return event(DONE, entry_id)
         last = [self._chunk(index, "", completion.finish_reason) for index in sorted(self._unfinished)]
         if self._has_usage:
             last.append(f'{self._head}],"usage":{dump(usage(completion.usage)).decode()}}}')

@@ -1,11 +1,13 @@
 """Small engines on the echo model, and running requests through them with every invariant checked after every step."""
 
+import time
 from collections.abc import Sequence
 
 from tokenmill_worker.engine.api import EngineConfig, EngineRequest, RequestOutput, ResumedChoice, SamplingParams
 from tokenmill_worker.engine.batch import PackedBatch, Runner, Sampled
 from tokenmill_worker.engine.echo import EchoRunner, EchoTokenizer
 from tokenmill_worker.engine.engine import Engine
+from tokenmill_worker.engine.metronome import Clock
 from tokenmill_worker.engine.offline import OutputDraft
 
 MAX_STEPS = 20_000  # far more than any test needs: a test that reaches it found a deadlock
@@ -34,6 +36,8 @@ def make_engine(
     enable_prefix_caching: bool = True,
     overlap: bool = False,
     runner: Runner | None = None,
+    clock: Clock = time.perf_counter,
+    **settings: object,
 ) -> Engine:
     config = EngineConfig(
         model="echo",
@@ -41,9 +45,10 @@ def make_engine(
         max_num_batched_tokens=max_num_batched_tokens,
         enable_prefix_caching=enable_prefix_caching,
         overlap=overlap,
+        **settings,  # type: ignore[arg-type]  # further fields of the config
     )
     runner = runner or EchoRunner(num_pages=num_pages, max_model_len=max_model_len)
-    return Engine(config, runner=runner, tokenizer=EchoTokenizer())
+    return Engine(config, runner=runner, tokenizer=EchoTokenizer(), clock=clock)
 
 
 def make_request(

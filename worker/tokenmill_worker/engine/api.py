@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "cancelled", "expired", "error"]
@@ -131,7 +132,7 @@ class EngineConfig:
     `kv_cache_tokens`: size of the paged KV pool in tokens; None sizes it from free memory.
     `max_model_len`: longest prompt plus completion, in tokens; None takes the model's own limit.
     `num_threads`: threads of the model's operations on a CPU; None takes the physical cores the process may use.
-    `cache_dir`: where dequantized GGUF files and the CPU library are kept; None is ~/.cache/tokenmill.
+    `cache_dir`: where dequantized GGUF files, the CPU library and step times are kept; None is ~/.cache/tokenmill.
     `attention_backend`: auto takes cpu (C++, built on first use) on a CPU, triton on a CUDA device, and sdpa where that
     is not to be had.
     `tier`: 0 runs transformers' modules as they are, 1 puts faster ones in their place where they compute the same;
@@ -169,6 +170,11 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     trust_remote_code: bool = False
     cache_dir: str | None = None
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where dequantized weights, the CPU library and step times are kept."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else Path.home() / ".cache" / "tokenmill"
 
     def __post_init__(self) -> None:
         for name in AT_LEAST_ONE:
@@ -301,7 +307,11 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatistics:
-    """One immutable look at the engine; the source of metrics, `queue --json` and tests. Counters only grow."""
+    """One immutable look at the engine; the source of metrics, `queue --json` and tests. Counters only grow.
+
+    The limits are what the last step was allowed, and step times smoothed over some ten steps: 0 before the first, and
+    the predicted one also without target_tpot_ms, where nothing is predicted.
+    """
 
     num_waiting: int
     num_running: int
@@ -314,6 +324,10 @@ class EngineStatistics:
     num_cached_tokens: int
     num_preemptions: int
     num_finished: int
+    num_batched_tokens_limit: int = 0
+    num_rows_limit: int = 0
+    observed_step_ms: float = 0.0
+    predicted_step_ms: float = 0.0
 
     @property
     def kv_cache_usage(self) -> float:

@@ -1,6 +1,7 @@
 """The engine: requests in, token events out, one step at a time. Knows no queue, no model class and no device."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
@@ -29,7 +30,9 @@ from tokenmill_worker.engine.api import (
     TokenEvent,
 )
 from tokenmill_worker.engine.batch import PAGE_SIZE, Draws, Loaded, Runner, Tokenizer
+from tokenmill_worker.engine.metronome import Clock, Metronome, pacer_for, run_whole
 from tokenmill_worker.engine.offline import Prompts, offline_requests, run_offline
+from tokenmill_worker.engine.pacer import Limits
 from tokenmill_worker.engine.packer import pack
 from tokenmill_worker.engine.pages import Pages
 from tokenmill_worker.engine.scheduler import Scheduled, Scheduler
@@ -59,7 +62,12 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, *, runner: Runner | None = None, tokenizer: Tokenizer | None = None
+        self,
+        config: EngineConfig,
+        *,
+        runner: Runner | None = None,
+        tokenizer: Tokenizer | None = None,
+        clock: Clock = time.perf_counter,
     ) -> None:
         loaded = load(config) if runner is None or tokenizer is None else Loaded(runner, tokenizer, {})
         self.config = config
@@ -83,6 +91,9 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             interval=config.scheduling_interval,
         )
+        run = run_whole(self._runner, self._launcher if self._is_overlapped else None)
+        pacer = pacer_for(config, self._runner, self.computing, run, clock=clock)
+        self._metronome = Metronome(pacer, is_overlapped=self._is_overlapped, clock=clock)
         self._validator = Validator(
             vocab_size=self._runner.vocab_size,
             max_model_len=self.max_model_len,
@@ -110,17 +121,20 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Every row in the batch gets on by one token or one prefill chunk. News may be those of the step before."""
+        self._metronome.begin()
         self._end_cancelled()
         if self._is_overlapped:
             self._overlapped_step()
         else:
             self._plain_step()
+        self._metronome.end()
         return self._take_events()
 
     def _plain_step(self) -> None:
         """Schedule, run, commit."""
         step = self._schedule()
         self._run_and_commit(step)
+        self._metronome.ran(step)
 
     def _overlapped_step(self) -> None:
         """Schedule, launch, commit the step before: the device works while the host reads, tells and plans.
@@ -163,7 +177,7 @@ class Engine:
         )
 
     def _schedule(self) -> Scheduled:
-        step = self._scheduler.schedule()
+        step = self._scheduler.schedule(self._metronome.choose(self._scheduler))
         if step:
             self._num_steps += 1
             if (log := self.step_log) is not None:
@@ -190,6 +204,8 @@ class Engine:
         self._requests[request.request_id] = active
         self._num_arrivals += 1
         unfinished = [choice.sequence for choice in active.unfinished]
+        for sequence in unfinished:
+            sequence.arrived_s = self._metronome.clock()
         if unfinished:
             self._scheduler.add(unfinished[0])
             active.parked = unfinished[1:]
@@ -275,6 +291,7 @@ class Engine:
                 return
             self._in_flight.popleft()
             self._commit(step, drawn)
+            self._metronome.ran(step)
 
     def _forget_in_flight(self) -> None:
         """All its rows begin again, from the tokens that are known, in plain steps that tell who is guilty."""
@@ -396,13 +413,19 @@ class Engine:
     def capacity(self) -> Capacity:
         """What could be admitted now, were it added: room less what already runs or waits."""
         scheduler = self._scheduler
-        num_rows = scheduler.max_num_rows - len(scheduler.running) - len(scheduler.waiting) - self._num_parked
+        num_rows = self._limits.num_rows - len(scheduler.running) - len(scheduler.waiting) - self._num_parked
         if num_rows <= 0:  # also: however many wait, the sum below is over fewer than there are rows
             return Capacity(0, 0)
         parked = [sequence for active in self._requests.values() for sequence in active.parked]
         num_pages = scheduler.num_unpromised_pages()
         num_pages -= sum(map(scheduler.num_expected_pages, scheduler.waiting + parked))
         return Capacity(num_rows, num_pages * PAGE_SIZE) if num_pages > 0 else Capacity(0, 0)
+
+    @property
+    def _limits(self) -> Limits:
+        """Of the last step: of the next one, as far as it can be known."""
+        scheduler = self._scheduler
+        return self._metronome.limits or Limits(scheduler.max_num_batched_tokens, scheduler.max_num_rows)
 
     def statistics(self) -> EngineStatistics:
         """One look at everything. From any thread; counters of a step under way may be ahead of its events."""
@@ -418,6 +441,10 @@ class Engine:
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_preemptions=self._scheduler.num_preemptions,
             num_finished=self._num_finished,
+            num_batched_tokens_limit=self._limits.num_tokens,
+            num_rows_limit=self._limits.num_rows,
+            observed_step_ms=round(self._metronome.observed_s * 1000, 3),
+            predicted_step_ms=round(self._metronome.predicted_s * 1000, 3),
         )
 
     def check_integrity(self) -> None:

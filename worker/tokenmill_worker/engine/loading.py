@@ -138,7 +138,7 @@ def _checksum(weights: torch.Tensor) -> tuple[int, int]:
 
 def cache_dir(config: EngineConfig) -> Path:
     """Where dequantized weights and the CPU library are kept."""
-    return Path(config.cache_dir).expanduser() if config.cache_dir else Path.home() / ".cache" / "tokenmill"
+    return config.cache_folder
 
 
 def _load_model(folder: Path, config: EngineConfig) -> PreTrainedModel:

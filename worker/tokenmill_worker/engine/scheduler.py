@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenmill_worker.engine.batch import PAGE_SIZE, Bools, Ints
+from tokenmill_worker.engine.pacer import Limits, Load
 from tokenmill_worker.engine.pages import Pages, num_pages_for
 from tokenmill_worker.engine.rows import Rows
 from tokenmill_worker.engine.sequence import Sequence
@@ -63,8 +64,9 @@ class Scheduled:
 class _Step:
     """The step being put together: who is in it, and how much of the token budget is left."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, limits: Limits) -> None:
+        self.budget = limits.num_tokens
+        self.max_num_rows = limits.num_rows
         self.num_preempted = 0
         self.num_promised: int | None = None  # pages that running rows are expected to take yet; None: not counted
         self.num_tokens: dict[int, int] = {}  # by row, in the order of packing
@@ -143,18 +145,39 @@ class Scheduler:
 
     # One step
 
-    def schedule(self) -> Scheduled:
-        """The next step's rows, at most max_num_batched_tokens tokens in all.
+    def schedule(self, limits: Limits | None = None) -> Scheduled:
+        """The next step's rows, at most max_num_batched_tokens tokens in all, or what `limits` allow of them: those
+        have room for every decoding row, and for something where none decodes.
 
         Empty only when nothing waits or runs, or all that runs has drawn its last token and only has to be told.
         """
-        step = _Step(self.max_num_batched_tokens)
+        step = _Step(limits or Limits(self.max_num_batched_tokens, self.max_num_rows))
         is_open = self._is_open()
         if self.running:
             self._go_on(step)
         while is_open and self._can_admit(step):
             self._admit(self.waiting[0], step)
         return self._scheduled(step)
+
+    def load(self, now_s: float) -> Load:
+        """What the next step finds. Tokens that were drawn and not read count as there."""
+        rows = self._running_rows()
+        wanted = self.rows.num_wanted[rows]
+        decoding = rows[wanted == 1]
+        prefilling = (wanted > 1).nonzero()[0]
+        first = self.running[prefilling[0]] if len(prefilling) else None
+        return Load(
+            num_decoding=len(decoding),
+            num_context=int(self.rows.n_done[decoding].sum()) + len(decoding),
+            prefill_start=first.n_done if first else 0,
+            num_growth=int(self._observed_output or 0),
+            oldest_s=self._oldest_s(first, now_s),
+        )
+
+    def _oldest_s(self, first: Sequence | None, now_s: float) -> float:
+        """How long the first in rank without a token has been waiting for it."""
+        early = [one for one in (first, *self.waiting[:1]) if one is not None and not one.num_output_tokens]
+        return max((now_s - one.arrived_s for one in early), default=0.0)
 
     def _go_on(self, step: _Step) -> None:
         """Those that run already."""
@@ -280,7 +303,7 @@ class Scheduler:
 
     def _can_admit(self, step: _Step) -> bool:
         """Is there a row, a token and enough pages for the first in the queue? No later one ever passes it over."""
-        if not self.waiting or not step.budget or len(self.running) >= self.max_num_rows:
+        if not self.waiting or step.budget <= 0 or len(self.running) >= step.max_num_rows:
             return False
         if step.num_preempted and step.num_tokens:  # what was just put out would come straight back
             return False

@@ -22,6 +22,7 @@ class Sequence:
     __slots__ = (
         "_known",
         "_rows",
+        "arrived_s",
         "copy_source",
         "digests",
         "index",
@@ -54,6 +55,7 @@ class Sequence:
         self.request_id = request_id
         self.rank = rank
         self.index = rank[2]
+        self.arrived_s = 0.0  # by the engine's clock
         self.seed = seed
         self.stop_token_ids = stop_token_ids  # the end-of-sequence tokens among them, unless they are ignored
         self.n_prompt = len(prompt_token_ids)

@@ -127,6 +127,12 @@ async def _refuse(answer: ApiError, body: _Body, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def _whole_answer(answer: ApiError) -> bytes:
+    content = json.dumps(answer.body()).encode()
+    head = f"HTTP/1.1 {answer.status} Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
+
+
 def _length(scope: Scope) -> int | None:
     found = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     return int(found) if _DIGITS.fullmatch(found) else None
@@ -161,6 +167,11 @@ def guarded(protocol: type[H11Protocol], head_timeout_s: float) -> type[H11Proto
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget_head()
             super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            """What is no HTTP, in the form of all other errors."""
+            self.transport.write(_whole_answer(ApiError(400, msg, code="invalid_http")))
+            self.transport.close()
 
         def _expect_head(self) -> None:
             self._head_timer = self.loop.call_later(head_timeout_s, self._give_up)

@@ -117,6 +117,13 @@ class Visitor:
         return [event for visit in self.visits for event in visit.decoded()]
 
     @property
+    def token_times_s(self) -> list[float]:
+        """Of the last visit's events that bring text."""
+        mark = b'"response.output_text.delta"' if self.path == RESPONSES else b'"content":"'
+        visit = self.visits[-1]
+        return [at for at, (_, data) in zip(visit.times_s, visit.events, strict=True) if mark in data]
+
+    @property
     def text(self) -> str:
         if self.path == RESPONSES:
             deltas = [event for event in self.events if event["type"] == "response.output_text.delta"]

@@ -11,7 +11,7 @@ import re
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.settings import GatewaySettings
@@ -146,7 +146,7 @@ def _too_slow() -> _BodyError:
     return _BodyError(ApiError(408, "the body did not come in time: send it again", code="request_timeout"))
 
 
-def guarded(protocol: type[H11Protocol], head_timeout_s: float) -> type[H11Protocol]:
+def guarded(protocol: type[HttpToolsProtocol], head_timeout_s: float) -> type[HttpToolsProtocol]:
     """uvicorn's protocol, with a limit for how long the head of a request may take. It has none by itself."""
 
     class GuardedProtocol(protocol):  # type: ignore[misc,valid-type]  # the class is given

@@ -4,7 +4,7 @@ import socket
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenmill.gateway.app import create_app
 from tokenmill.gateway.guard import guarded
@@ -17,7 +17,7 @@ DRAIN_S = 10  # that open requests have after SIGTERM; what is cut goes on when 
 def config(settings: GatewaySettings) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(settings),
-        http=guarded(H11Protocol, settings.head_timeout_s),
+        http=guarded(HttpToolsProtocol, settings.head_timeout_s),
         host=settings.host,
         port=settings.port,
         backlog=BACKLOG,

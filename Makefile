@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,bulk,gateway,tracing,embedded,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint types unit acceptance topology servers verify chaos bench bench-queue bench-offline bench-latency bench-online images-check clean
+.PHONY: help demo test browser lint types unit acceptance topology servers verify chaos bench bench-queue bench-offline bench-latency bench-online images-check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -24,8 +24,14 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-unit: $(READY)
+unit: $(READY) browser
 	$(BIN)/pytest
+
+browser: ## Chromium and its driver, which the dashboard's tests drive (Debian, root; elsewhere those tests are skipped)
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && exit 0; \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "no chromium: the dashboard's tests are skipped"; exit 0; }; \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium chromium-driver fonts-inter >/dev/null \
+	  || echo "chromium cannot be installed here: the dashboard's tests are skipped"
 
 topology: $(READY) ## cluster, sentinel, TLS and ACL, with masters that die (about a minute)
 	$(BIN)/pytest tests/topology -m "slow or not slow"

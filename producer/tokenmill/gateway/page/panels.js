@@ -35,11 +35,10 @@ function headline(look) {
   }
   const late = look.workers.filter((worker) => worker.lease_left_s < 0);
   if (late.length) return ["bad", "▲", `${plural(late.length, "worker")} stopped renewing: its requests will be taken over`];
-  const letters = look.num_dead_letters ? `; ${plural(look.num_dead_letters, "dead letter")} to look at` : "";
+  const letters = look.num_dead_letters ? `; ${plural(look.num_dead_letters, "dead letter")}` : "";
   if (!look.workers.length) return [letters ? "warn" : "idle", letters ? "▲" : "○", `No worker, and nothing waits${letters}`];
-  const workers = plural(look.workers.length, "worker");
-  if (!look.in_flight && !look.depth) return [letters ? "warn" : "good", letters ? "▲" : "○", `Idle: ${workers} ready${letters}`];
-  return [letters ? "warn" : "good", letters ? "▲" : "●", `Working: ${plural(look.in_flight, "request")} in flight on ${workers}${waiting}${letters}`];
+  if (!look.in_flight && !look.depth) return [letters ? "warn" : "good", letters ? "▲" : "○", `Idle: ${plural(look.workers.length, "worker")} ready${letters}`];
+  return [letters ? "warn" : "good", letters ? "▲" : "●", `Working: ${short(look.in_flight)} in flight${waiting}${letters}`];
 }
 
 function showFigures(look) {

@@ -64,4 +64,5 @@ class Admission:
     @property
     def num_tokens(self) -> int:
         """What its pages must hold at once: the prompt and what was told."""
-        return len(self.request.prompt_token_ids) + sum(len(choice.token_ids) for choice in self.told)
+        num_prompt = len(self.request.prompt_token_ids)
+        return num_prompt + sum(len(choice.token_ids) for choice in self.told) if self.told else num_prompt

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 BLOCK_S = 0.2  # at most so long is the reader deaf to a stop; five looks a second cost an idle worker next to nothing
 POLL_S = 1.0  # at most so long does an idle loop sleep before it looks after its services
+BUNCH_S = 0.005  # so long the first of a bunch waits at most for the others: one full step in place of many small ones
 AUDIT_INTERVAL_S = 30.0  # also without an error: a reply can get lost without one
 
 log = logging.getLogger(__name__)
@@ -133,8 +134,8 @@ class Consumer(Service):
     def _read_idly(self, worker: str, most: int) -> list[Delivery]:
         """Nothing waits: time for the quarantine lane, if nothing runs either; and then for whatever comes.
 
-        As long as less than `most` of any lane come at once, there is no more of it, and the next read waits as well:
-        a queue that is not busy costs one round trip for each read, not two.
+        As long as less than `most` come at once, there is no more of any lane, and the next read waits as well: a
+        queue that is not busy costs one round trip for each read, not two.
         """
         if not len(self._holdings) and (self._is_bursting or self._quarantine.is_worth_a_look()):
             num_left = self._serve_quarantined(worker)
@@ -142,22 +143,37 @@ class Consumer(Service):
                 self._end_burst()
                 return []
         deliveries = self._lanes.wait(worker, BLOCK_S, count=most)
-        self._is_quiet = not self._is_bursting and all(
-            sum(delivery.lane is lane for delivery in deliveries) < most for lane in FETCH_ORDER
-        )
+        self._is_quiet = not self._is_bursting and len(deliveries) < most
         return deliveries
 
     def _serve_quarantined(self, worker: str) -> int:
         return self._quarantine.serve(worker, lambda delivery: self._take(worker, [delivery]), stopping=self._stopping)
 
     def _take(self, worker: str, deliveries: Iterable[Delivery]) -> None:
-        """Begin them, as many at once as a call may take: each is ready as soon as it is read."""
+        """Begin them, as many at once as a call may take."""
         held = self._holdings.entries()  # a group that was lost and made again delivers what we run once more
         fresh = [delivery for delivery in deliveries if (delivery.lane, delivery.entry_id) not in held]
         for start in range(0, len(fresh), MAX_JOBS_PER_CALL):
-            for admission in self._intake.take(worker, fresh[start : start + MAX_JOBS_PER_CALL]):
-                self._num_fetched += 1
-                self._ready.put(admission)
+            self._make_ready(self._intake.take(worker, fresh[start : start + MAX_JOBS_PER_CALL]))
+
+    def _make_ready(self, admissions: Iterable[Admission]) -> None:
+        """In bunches: all that are prepared within BUNCH_S, also when an outage ends it."""
+        bunch: list[Admission] = []
+        due_s = time.monotonic() + BUNCH_S
+        try:
+            for admission in admissions:
+                bunch.append(admission)
+                if time.monotonic() >= due_s:
+                    self._put(bunch)
+                    bunch.clear()
+                    due_s = time.monotonic() + BUNCH_S
+        finally:
+            self._put(bunch)
+
+    def _put(self, bunch: Sequence[Admission]) -> None:
+        if bunch:
+            self._num_fetched += len(bunch)
+            self._ready.put(*bunch)
 
     def _audit(self, worker: str, lanes: Iterable[Lane] = FETCH_ORDER) -> None:
         """Begin what was delivered to us and is not in memory: its delivery, or the reply to its begin, got lost.

@@ -25,6 +25,7 @@ from tokenmill_worker.queue.recent import MOST_FAILURES, Failure, RecentTimes
 from tokenmill_worker.queue.service import Service
 
 FLUSH_INTERVAL_S = 0.05  # readers see no difference to less, the server and this process do
+REST_S = 0.01  # more would go out together after a longer rest, and the reader's calls would wait behind all of it
 
 Box = TypeVar("Box", bound="Outbox | Rejected")
 Reply = TypeVar("Reply")
@@ -178,7 +179,8 @@ class Publisher(Service):
     def _wait_until_due(self) -> None:
         """Until there is anything at all to do, and then until the next flush, unless somebody waits for it.
 
-        Under load somebody always does: then it rests as long as the last flush took, so that more goes out together.
+        Under load somebody always does: then it rests as long as the last flush took, REST_S at most, so that more goes
+        out together.
         """
         with self._news:
             if not self._outboxes:
@@ -205,7 +207,7 @@ class Publisher(Service):
             log.error("publishing fails: %s", error)
             self._backoff.wait(self._stopping)
         ended_s = time.monotonic()
-        self._rested_s = ended_s + min(ended_s - started_s, FLUSH_INTERVAL_S)
+        self._rested_s = ended_s + min(ended_s - started_s, REST_S)
         self._next_flush_s = ended_s + self._flush_interval_s
         self._count()
 

@@ -51,11 +51,12 @@ class ReadyBuffer:
 
     # The reader's side
 
-    def put(self, admission: Admission) -> None:
+    def put(self, *admissions: Admission) -> None:
         with self._changed:
-            self._admissions.append(admission)
-            before = self._typical_tokens or admission.num_tokens
-            self._typical_tokens = before + 0.1 * (admission.num_tokens - before)
+            self._admissions += admissions
+            for admission in admissions:
+                before = self._typical_tokens or admission.num_tokens
+                self._typical_tokens = before + 0.1 * (admission.num_tokens - before)
             self._changed.notify_all()
 
     def room(self) -> int:
@@ -71,8 +72,11 @@ class ReadyBuffer:
     def wait_for_room(self, num_wanted: int, *, timeout_s: float) -> int:
         """The room, once it is at least `num_wanted`; or what there is when the time is over or the buffer closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or self.room() >= num_wanted, timeout=timeout_s)
-            return self.room()
+            room = self.room()
+            if room < num_wanted:
+                self._changed.wait_for(lambda: self._is_closed or self.room() >= num_wanted, timeout=timeout_s)
+                room = self.room()
+            return room
 
     def close(self) -> None:
         """Wake whoever waits; nobody needs to wait any more."""

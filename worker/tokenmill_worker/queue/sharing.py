@@ -49,10 +49,10 @@ class SharedReady(ReadyBuffer):
             self._turn.notify_all()
             return granted
 
-    def put_granted(self, share: "Share", admission: Admission) -> None:
+    def put_granted(self, share: "Share", admissions: Sequence[Admission]) -> None:
         with self._changed:
-            self._granted[share] = max(0, self._granted.get(share, 0) - 1)
-            self.put(admission)
+            self._granted[share] = max(0, self._granted.get(share, 0) - len(admissions))
+            self.put(*admissions)
 
     def give_back(self, share: "Share") -> None:
         with self._changed:
@@ -89,8 +89,8 @@ class Share:
     def take(self, capacity: Capacity, *, timeout_s: float | None) -> list[Admission]:
         return self._shared.take(capacity, timeout_s=timeout_s)
 
-    def put(self, admission: Admission) -> None:
-        self._shared.put_granted(self, admission)
+    def put(self, *admissions: Admission) -> None:
+        self._shared.put_granted(self, admissions)
 
     def wait_for_room(self, num_wanted: int, *, timeout_s: float) -> int:
         """None while another partition's reader is to be alone: what is read now would have to wait for it."""

@@ -6,11 +6,16 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from tokenmill_worker.engine import Engine, EngineConfig
 from tokenmill_worker.settings import WorkerSettings
 from tokenmill_worker.tune.chart import Chart, Dot, Series, nice_ceiling
 from tokenmill_worker.tune.cli import tune
+from tokenmill_worker.tune.loop import Loop
 from tokenmill_worker.tune.report import file_stem
+from tokenmill_worker.tune.space import Point
+from tokenmill_worker.tune.workload import random_workload
 
 from tests.engine.models.tiny import PACKABLE, save_model
 
@@ -38,19 +43,33 @@ def test_it_writes_a_configuration_a_report_and_a_picture(tmp_path: Path) -> Non
     assert re.search(r"^ +\d+ s  rows: 1 rows", result.stderr, re.MULTILINE)
 
 
-def test_a_real_model_is_tuned_to_a_target_and_a_missed_one_fails(tmp_path: Path) -> None:
-    folder = save_model(PACKABLE["llama"](), tmp_path / "tiny llama")
-    common = ("--model", folder, "--most-rows", 4, "--prompt-tokens", 8, "--output-tokens", 8, "--out", tmp_path)
-    (tmp_path / "base.toml").write_text('attention_backend = "sdpa"\ntier = 0\n')
-    base = ("--config", tmp_path / "base.toml", "--device", "cpu")
-    held = run(*common, *base, "--target-ttft", "50s", "--target-tpot", "5s", "--budget-s", 4.5)
+def test_targets_are_written_down_and_missed_ones_end_with_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('log_level = "error"\nmax_model_len = 256\n')
+    short = ("--prompt-tokens", 4, "--output-tokens", 4, "--most-rows", 4, "--out", tmp_path)
+    base = ("--model", "echo", "--config", tmp_path / "base.toml", "--budget-s", 4)
+    held = run(*base, *short, "--target-ttft", "50s", "--target-tpot", "5s")
     assert held.exit_code == 0, held.output
-    settings = WorkerSettings.read(tmp_path / "tiny-llama-cpu.toml", {})
+    settings = WorkerSettings.read(tmp_path / "echo-cpu.toml", {})
     assert (settings.target_ttft_ms, settings.target_tpot_ms) == (50_000, 5_000)
-    assert (settings.attention_backend, settings.tier, settings.device) == ("sdpa", 0, "cpu")
-    missed = run(*common, *base, "--target-tpot", "0.001ms", "--budget-s", 4)
+    assert (settings.max_model_len, settings.log_level) == (256, "info"), "only what the measurement depends on"
+    missed = run(*base, *short, "--target-tpot", "0.001ms")
     assert missed.exit_code == 1
-    assert "NOT HELD" in (tmp_path / "tiny-llama-cpu.toml").read_text()
+    assert "NOT HELD" in (tmp_path / "echo-cpu.toml").read_text()
+
+
+def test_a_real_model_is_measured_with_threads_that_change(tmp_path: Path) -> None:
+    folder = save_model(PACKABLE["llama"](), tmp_path / "tiny")
+    config = EngineConfig(
+        model=str(folder), device="cpu", attention_backend="sdpa", tier=0, max_num_seqs=4, kv_cache_tokens=2048
+    )
+    engine = Engine(config)
+    loop = Loop(engine, random_workload("8", "8", vocab_size=engine.tokenizer.vocab_size, max_model_len=64))
+    before = torch.get_num_threads()
+    try:
+        assert loop.closed(Point(4, 64, 1, 1), 0.1).tokens_per_s > 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +131,12 @@ def test_a_chart_is_well_formed_in_both_scales_and_higher_is_more() -> None:
         assert [dot.attrib["class"] for dot in dots] == ["fill0", "fill0", "fill1"]
         assert float(dots[0].attrib["cy"]) > float(dots[1].attrib["cy"])
         assert "prefers-color-scheme: dark" in chart.svg()
+
+
+def test_a_chart_by_powers_of_two_leaves_out_what_has_no_place_on_it() -> None:
+    dots = [Dot(0, 5), Dot(4, 7)]
+    chart = Chart(title="t", x_label="x", y_label="y", series=[Series("a", dots)], x_scale="log2")
+    assert len(ET.fromstring(chart.svg()).findall(f"{SVG}circle")) == 1
 
 
 def test_axes_end_at_round_numbers() -> None:

@@ -102,6 +102,7 @@ def test_targets_are_held_at_their_limit_and_a_near_miss_costs_less_than_a_wide_
     assert not targets.are_held(near)
     assert 100 > targets.merit(near) > targets.merit(wide)
     assert Targets(tpot_ms=10).are_held(figures(100, ttft_ms=9_999))
+    assert not Targets(ttft_ms=100).are_held(figures(100, ttft_ms=0.0)), "nobody came"
     assert not Targets()
 
 

@@ -49,10 +49,10 @@ def test_a_smaller_token_budget_makes_a_token_wait_less_for_others_prompts() -> 
 
 def test_an_open_loop_serves_what_arrives_and_its_queue_grows_beyond_what_it_can_do() -> None:
     loop = simulated_loop(Clock(), output_tokens="24")
-    light, heavy = (loop.open(FAST, rate, 40.0) for rate in (5.0, 100.0))
-    assert light.tokens_per_s == pytest.approx(120, rel=0.25)
+    light, heavy = (loop.open(FAST, rate, 20.0) for rate in (5.0, 100.0))
+    assert light.tokens_per_s == pytest.approx(120, rel=0.3)
     assert light.num_waiting < 3
-    assert heavy.num_waiting > 1_000
+    assert heavy.num_waiting > 500
     assert heavy.ttft_p95_ms > 50 * light.ttft_p95_ms
 
 
@@ -77,11 +77,23 @@ def test_limits_change_while_requests_are_under_way() -> None:
         loop.engine.check_integrity()
 
 
-def test_the_cost_of_prefill_is_the_slope_over_the_steps() -> None:
+def test_the_cost_of_prefill_is_read_off_the_steps() -> None:
     steps = [Step(0.01 + 0.001 * tokens, tokens, 8) for tokens in (0, 0, 10, 0, 30)]
     assert cost_of_prefill(steps) == pytest.approx(0.001)
+    assert cost_of_prefill(steps[2:]) == pytest.approx(0.001)
     assert cost_of_prefill(steps[:1]) == 0
     assert cost_of_prefill([Step(0.01, 5, 8)] * 3) == 0
+
+
+def test_a_neighbour_that_takes_the_processor_for_a_moment_changes_nothing() -> None:
+    window = Window()
+    window.steps = [Step(0.01 + 0.001 * tokens, tokens, 8) for tokens in (0, 10, 0, 0, 10, 0, 20)]
+    window.num_output_tokens = 56
+    quiet_s = window.balanced_seconds(40 / 56)
+    window.steps[2] = Step(0.9, 0, 8)
+    window.steps[4] = Step(0.5, 10, 8)
+    assert quiet_s == pytest.approx(7 * 0.01 + 0.04)
+    assert window.balanced_seconds(40 / 56) == pytest.approx(quiet_s)
 
 
 def test_a_window_that_saw_no_newcomer_is_charged_for_those_it_should_have_seen() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -50,7 +50,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """`x_scale` log2: by powers of two. `limits` are vertical lines (x, text)."""
+    """`x_scale` log2: by powers of two; dots at 0 have no place there. `limits` are vertical lines (x, text)."""
 
     title: str
     subtitle: str = ""
@@ -65,14 +65,15 @@ class Chart:
     def svg(self) -> str:
         """The whole document."""
         area = _Area.of(self)
+        series = [replace(one, dots=[dot for dot in one.dots if area.has(dot.x)]) for one in self.series]
         parts = [
             f'<text class="title" x="{LEFT}" y="28">{escape(self.title)}</text>',
             f'<text x="{LEFT}" y="48">{escape(self.subtitle)}</text>',
             *_legend(self.series),
             *area.grid(self.x_label, self.y_label),
             *(_limit(area, x, text) for x, text in self.limits if area.has(x)),
-            *(_series(area, number, one) for number, one in enumerate(self.series)),
-            *(_mark(area, mark) for mark in self.marks),
+            *(_series(area, number, one) for number, one in enumerate(series)),
+            *(_mark(area, mark) for mark in self.marks if area.has(mark.dot.x)),
         ]
         body = "\n".join(parts)
         return (
@@ -92,16 +93,17 @@ class _Area(NamedTuple):
 
     @classmethod
     def of(cls, chart: Chart) -> "_Area":
-        xs = [dot.x for one in chart.series for dot in one.dots] or [1.0]
+        is_log = chart.x_scale == "log2"
+        xs = [dot.x for one in chart.series for dot in one.dots if dot.x > 0 or not is_log] or [1.0]
         ys = [dot.y for one in chart.series for dot in one.dots] or [1.0]
-        if chart.x_scale == "log2":
+        if is_log:
             low, high = 2 ** math.floor(math.log2(min(xs))), 2 ** math.ceil(math.log2(max(xs)))
             high = max(high, 2 * low)
             ticks = chart.x_ticks or [low * 2**power for power in range(round(math.log2(high / low)) + 1)]
         else:
             low, high = 0.0, nice_ceiling(max(xs))
             ticks = chart.x_ticks or [high * number / 5 for number in range(6)]
-        return cls(low, high, nice_ceiling(max(ys)), chart.x_scale == "log2", ticks)
+        return cls(low, high, nice_ceiling(max(ys)), is_log, ticks)
 
     def has(self, x: float) -> bool:
         return self.low <= x <= self.high

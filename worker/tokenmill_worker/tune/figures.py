@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import median
 
+UNKNOWN = 1.01  # times a limit: not held, but the nearest to it that can be
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:
@@ -49,11 +51,13 @@ class Targets:
         return self.ttft_ms is not None or self.tpot_ms is not None
 
     def excess(self, figures: Figures) -> float:
-        """How many times the worse of the two limits is exceeded; 1 and less: both are kept."""
-        return max(
-            figures.ttft_p95_ms / self.ttft_ms if self.ttft_ms else 0.0,
-            figures.tpot_p95_ms / self.tpot_ms if self.tpot_ms else 0.0,
-        )
+        """How many times the worse of the two limits is exceeded; 1 and less: both are kept.
+
+        Where nobody came, nobody knows how long a first token takes: that is no success.
+        """
+        ttft = figures.ttft_p95_ms / self.ttft_ms if self.ttft_ms else 0.0
+        unknown = UNKNOWN if self.ttft_ms and not figures.ttft_p95_ms else 0.0
+        return max(ttft, unknown, figures.tpot_p95_ms / self.tpot_ms if self.tpot_ms else 0.0)
 
     def are_held(self, figures: Figures) -> bool:
         return self.excess(figures) <= 1

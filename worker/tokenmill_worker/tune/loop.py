@@ -42,7 +42,7 @@ class Loop:
     ) -> None:
         self.engine = engine
         self.deadline_s = deadline_s
-        self._workload = workload
+        self.workload = workload
         self._now, self._wait = now, wait
         self._asks = workload.asks()
         self._rng = random.Random(workload.seed)
@@ -85,7 +85,7 @@ class Loop:
         """Batches of `max_num_seqs`: all rows run until the longest answer is done, and only then others join."""
         self.clear()
         self._reconfigure(point)
-        asks = self._workload.asks(seed=1)
+        asks = self.workload.asks(seed=1)
         window, started_s, num_useful = Window(), self._now(), 0
         while not window.steps or self._now() - started_s < seconds:
             batch = [_scaled(next(asks)) for _ in range(point.max_num_seqs)]

@@ -156,10 +156,15 @@ def _table(name: str, rows: Sequence[tuple[str, Figures]]) -> str:
     head = f"| {name} | " + " | ".join(COLUMNS) + " |"
     lines = [
         f"| {label} | {one.tokens_per_s:.0f} | {one.token_p50_ms:.1f} | {one.token_p99_ms:.1f} "
-        f"| {one.ttft_p50_ms:.0f} | {one.ttft_p95_ms:.0f} | {one.num_rows:.1f} |"
+        f"| {_seen(one.ttft_p50_ms)} | {_seen(one.ttft_p95_ms)} | {one.num_rows:.1f} |"
         for label, one in rows
     ]
     return "\n".join([head, "|---" * (len(COLUMNS) + 1) + "|", *lines])
+
+
+def _seen(ms: float) -> str:
+    """In a short window with few rows, no newcomer may have come."""
+    return f"{ms:.0f}" if ms else "none came"
 
 
 def _method(record: Record) -> str:

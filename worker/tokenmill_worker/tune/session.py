@@ -19,6 +19,7 @@ PROMISING = 0.85  # of the best merit on the curve: rows below are not looked at
 GLANCE_S = 1.2  # of the first rung, a point: more points than there is time for would be noise
 FEWEST, MOST = 3, 27  # points that are halved
 SLACK = 0.02  # of throughput, given for a shorter time per token: less than two runs of one setting differ by
+FEWEST_ROWS = 32  # of a sweep: below, one disturbed window may look like the end of the rise
 STATIC_ROWS = (4, 16, 64)
 LOADS = (0.5, 0.75, 0.9)  # of what the tuned setting can do, where no rates were asked for
 
@@ -116,7 +117,7 @@ class Session:
         for num in rows:
             if not _try(measure, self._space.usual(num), window_s, up):
                 break
-            if is_flat([one.figures.tokens_per_s for one in up]):
+            if num >= FEWEST_ROWS and is_flat([one.figures.tokens_per_s for one in up]):
                 break
         down: list[Measured] = []
         for one in reversed(up):

@@ -1,6 +1,7 @@
 """What happened during one stretch of steps. Pure; knows no engine and no clock."""
 
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 from tokenmill_worker.tune.figures import Figures, percentile
@@ -70,22 +71,27 @@ class Window:
         )
 
     def balanced_seconds(self, prefill_per_output: float) -> float:
-        """As long as it would have taken with as many newcomers as the workload has on average.
+        """As long as it takes on an undisturbed machine, with as many newcomers as the workload has on average.
 
-        In a short window, how many answers happen to end decides how much is prefilled, more than any setting does.
-        What a prefilled token costs is read off the window's own steps.
+        In a short window, how many answers happen to end decides how much is prefilled, more than any setting does; and
+        a neighbour that takes the processor for a moment decides the rest. So a step counts with the median of what the
+        steps took without their prompts, and prompts with what a token of them costs, read off the same steps.
         """
-        seconds = sum(step.seconds for step in self.steps)
-        luck = prefill_per_output * self.num_output_tokens - sum(step.num_prefill_tokens for step in self.steps)
-        return max(seconds / 2, seconds + luck * cost_of_prefill(self.steps))
+        cost_s = cost_of_prefill(self.steps)
+        bare_s = median(step.seconds - cost_s * step.num_prefill_tokens for step in self.steps)
+        return len(self.steps) * max(bare_s, 0.0) + cost_s * prefill_per_output * self.num_output_tokens
 
 
 def cost_of_prefill(steps: Sequence[Step]) -> float:
-    """Seconds that one more prefilled token adds to a step: least squares, 0 where nothing tells."""
-    if len(steps) < 2:
-        return 0.0
-    mean_tokens = sum(step.num_prefill_tokens for step in steps) / len(steps)
-    mean_s = sum(step.seconds for step in steps) / len(steps)
-    spread = sum((step.num_prefill_tokens - mean_tokens) ** 2 for step in steps)
-    both = sum((step.num_prefill_tokens - mean_tokens) * (step.seconds - mean_s) for step in steps)
-    return max(0.0, both / spread) if spread else 0.0
+    """Seconds that one more prefilled token adds to a step: the median over steps, 0 where nothing tells.
+
+    Against the steps without any, or, where every step has some, against the one that has fewest.
+    """
+    fewest = min(step.num_prefill_tokens for step in steps)
+    plain_s = median(step.seconds for step in steps if step.num_prefill_tokens == fewest)
+    costs = [
+        (step.seconds - plain_s) / (step.num_prefill_tokens - fewest)
+        for step in steps
+        if step.num_prefill_tokens > fewest
+    ]
+    return max(0.0, median(costs)) if costs else 0.0

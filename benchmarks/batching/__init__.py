@@ -1,0 +1,1 @@
+"""The claim that this project starts from, measured: `python -m benchmarks.batching`."""

@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,bulk,gateway,tracing,embedded,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test browser lint types unit acceptance topology servers verify chaos bench bench-queue bench-offline bench-latency bench-online images-check clean
+.PHONY: help demo test browser lint types unit acceptance topology servers verify chaos bench bench-queue bench-offline bench-latency bench-online bench-gateway images-check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -67,6 +67,9 @@ bench-latency: $(READY) ## decode at 1 to 256 rows beside the machine's bounds, 
 
 bench-online: $(READY) ## Poisson arrivals through the queue: time to first token, time per token, percentiles
 	$(BIN)/python -m benchmarks.online
+
+bench-gateway: $(READY) ## what HTTP and queue add to the first token, and a thousand streams at once
+	$(BIN)/python -m benchmarks.gateway --clients 1000
 
 images-check: $(READY) ## builds and runs both images without a Docker engine, checks compose.yaml (Debian, root)
 	tests/packaging/check_images.sh

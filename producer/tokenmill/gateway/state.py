@@ -98,7 +98,8 @@ class Gateway:
         await asyncio.to_thread(self.desk.close)
 
 
-def gateway_of(request: Request) -> Gateway:
+async def gateway_of(request: Request) -> Gateway:
+    """(Not a plain function: FastAPI runs those on a thread of their own, which each request would wait for.)"""
     return cast("Gateway", request.app.state.gateway)
 
 

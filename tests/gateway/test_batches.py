@@ -1,9 +1,11 @@
 """Files and batches as OpenAI's own client uses them: a real gateway, a bulk worker, a worker of the echo model."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2 as httpx
 import openai
 import pytest
 
@@ -120,3 +122,37 @@ def test_a_batch_with_a_bad_line_fails_and_says_which(
     assert [error.code for error in failed.errors.data] == [code]
     with pytest.raises(openai.ConflictError, match="Cannot cancel"):
         client.batches.cancel(batch.id)
+
+
+def test_a_gateway_that_is_killed_takes_no_batch_with_it(
+    redis_url: str, echo_queue: str, files: Path, client: openai.OpenAI
+) -> None:
+    port = free_port()
+    options = ("--redis", redis_url, "--queue", echo_queue, "--files", files, "--port", port)
+    with started("gateway", *options) as dying:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: is_answering(url), description="the gateway answers", timeout=30)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as doomed:
+            source = doomed.files.create(file=("in.jsonl", lines_of([line(n) for n in range(50)])), purpose="batch")
+            batch = doomed.batches.create(
+                input_file_id=source.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+        dying.kill()
+        dying.wait()
+    assert client.files.content(source.id).content.count(b"\n") == 50
+    done = ended(client, batch.id)
+    assert (done.status, done.request_counts and done.request_counts.completed) == ("completed", 50)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_answering(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -16,7 +16,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.settings import GatewaySettings
 
-LINGER_S = 2.0
 LINGER_BYTES = 64 << 20
 FORM_BYTES = 64 << 10  # of an upload, beside the file itself
 MIN_BYTES_PER_S = 4_096  # of a body, once the time that every body has is over
@@ -43,7 +42,7 @@ class BodyGuard:
         except _BodyError as error:
             if exchange.has_begun:
                 raise  # a response is under way: the connection is closed, which says enough
-            await _refuse(error.answer, body, send)
+            await _refuse(error.answer, body, send, linger_s=self._settings.linger_s)
 
     def _limit(self, scope: Scope) -> int:
         if scope["path"] == "/v1/files":
@@ -115,7 +114,7 @@ class _Body:
             self.is_whole = not message.get("more_body", False)
 
 
-async def _refuse(answer: ApiError, body: _Body, send: Send) -> None:
+async def _refuse(answer: ApiError, body: _Body, send: Send, *, linger_s: float) -> None:
     """The whole answer at once; its end, with which the connection is closed, after the client's last byte."""
     content = json.dumps(answer.body()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close"}
@@ -123,7 +122,7 @@ async def _refuse(answer: ApiError, body: _Body, send: Send) -> None:
     await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
     await send({"type": "http.response.body", "body": content, "more_body": True})
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(body.discard(), LINGER_S)
+        await asyncio.wait_for(body.discard(), linger_s)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

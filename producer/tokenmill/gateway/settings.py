@@ -15,6 +15,7 @@ class GatewaySettings:
 
     `rq_url`: where batches are queued, when `redis_url` is a cluster. `requires_keys`: nobody without an API key.
     `head_timeout_s`: for the head of a request; `body_timeout_s`: for its body; a long one that comes has more.
+    `linger_s`: how long what a refused client still sends is read.
     `tracing`: send OpenTelemetry spans, as its own OTEL_* variables say. `allow_admin`: the page at / may redrive dead
     letters.
     """
@@ -35,5 +36,6 @@ class GatewaySettings:
     max_batch_requests: int = 50_000
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
+    linger_s: float = 2.0
     tracing: bool = False
     allow_admin: bool = False

@@ -129,10 +129,12 @@ async def submit_all(
     style = {"stream": "delta" if is_streamed else "final"}
     asked = [{**trace, **fields, **style, "id": one} for fields, one in zip(bodies, ids, strict=True)]
     after = last_event_id(request)
-    charges = [await charge(gateway.keys, caller, fields) for fields in asked]
+    charges: list[Charge | None] = []
     try:
+        for fields in asked:
+            charges.append(await charge(gateway.keys, caller, fields))  # noqa: PERF401 (what is charged is given back)
         jobs = await queue.client.submit_many(asked)
-    except TokenmillError:
+    except (TokenmillError, ApiError):
         for charged in filter(None, charges):
             gateway.spawn(charged.settle(Usage()))  # nothing was queued
         raise

@@ -31,7 +31,9 @@ SERVER = "server_error"
 
 # What a worker says of a request that it refuses, and what is the client's own mistake in it.
 _REFUSALS = {"model_not_found": 404, "too_large": 413}
-_FAULTS_OF_OURS = frozenset(("engine_error", "dead", "internal", "poison", "crashed"))
+_FAULTS_OF_OURS = frozenset(
+    ("lost", "worker_crashed", "engine_error", "internal_error", "out_of_memory", "non_finite_logits", "error")
+)
 
 
 class ApiError(Exception):

@@ -1,7 +1,8 @@
 """How well a step's time is foretold: the curve fitted at the start beside the steps of a real run.
 
 Calibrates as a worker with target_tpot_ms does (benchmarks' engines keep no cache for it here), then serves workload A
-and compares every step. `frozen` is the fit alone, `online` the same with the corrections of the steps before.
+and compares every step. `frozen` is the fit alone, `online` the same with the corrections of the steps before, `floor`
+what a fit to the run's own steps leaves: the noise, which nobody could foretell.
 Acceptance: the median error is at most 0.15.
 
 Caveats: a step's time holds the host's work too, which calibration does not see; a neighbour on the machine makes both
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 from tokenmill_worker.engine import Engine
 from tokenmill_worker.engine.calibration import measure
-from tokenmill_worker.engine.cost_model import CostCurve, CostModel, StepShape
+from tokenmill_worker.engine.cost_model import CostCurve, CostModel, StepShape, fit
 from tokenmill_worker.engine.metronome import Metronome, run_whole, shape_of
 from tokenmill_worker.engine.scheduler import Scheduled
 
@@ -69,6 +70,8 @@ def figures(curve: CostCurve, steps: Sequence[TimedStep]) -> dict[str, float]:
         values = errors(curve, steps, is_online=is_online)
         found[f"{name}_median_error"] = round(median(values), 4)
         found[f"{name}_p90_error"] = round(percentile(values, 90), 4)
+    own = fit([step.shape for step in steps], [step.seconds for step in steps])
+    found["floor_median_error"] = round(median(errors(own, steps, is_online=False)), 4)
     return found
 
 

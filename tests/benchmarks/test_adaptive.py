@@ -20,7 +20,7 @@ def test_the_cost_models_benchmark_tells_both_errors(
     cost_model.main()
     found = last_line(capsys)
     assert found["num_steps"] > 16  # type: ignore[operator]  # a number
-    assert {"frozen_median_error", "online_median_error", "calibration_s"} <= found.keys()
+    assert {"frozen_median_error", "online_median_error", "floor_median_error", "calibration_s"} <= found.keys()
 
 
 def test_a_load_steps_benchmark_sets_the_target_beside_static_settings(

@@ -141,7 +141,7 @@ def test_only_settings_and_the_command_lines_read_the_environment() -> None:
             readers.add(file.relative_to(ROOT).as_posix())
     allowed = (
         "producer/tokenmill/cli/",
-        "producer/tokenmill/client.py",
+        "producer/tokenmill/submitting.py",
         "worker/tokenmill_worker/settings.py",
         "worker/tokenmill_worker/cli.py",
         "worker/tokenmill_worker/launch.py",

@@ -48,8 +48,9 @@ class Loop:
         self._rng = random.Random(workload.seed)
         self._flights: dict[str, Flight] = {}
         self._numbers = itertools.count()
-        mean_prompt, self.mean_output = workload.means()
-        self._prefill_per_output = mean_prompt / self.mean_output
+        self.steps: list[Step] = []  # of all closed loops so far
+        self.mean_prompt, self.mean_output = workload.means()
+        self._prefill_per_output = self.mean_prompt / self.mean_output
 
     # The three loads
 
@@ -63,6 +64,7 @@ class Loop:
             for _ in range(self._step(window)):
                 self._add(next(self._asks), due_s=self._now())
         num_waiting = self.engine.statistics().num_waiting
+        self.steps += window.steps
         return window.figures(window.balanced_seconds(self._prefill_per_output), num_waiting=num_waiting)
 
     def open(self, point: Point, rate: float, seconds: float, *, num_under_way: int = 0) -> Figures:

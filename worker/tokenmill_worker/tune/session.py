@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tokenmill_worker.tune.budget import Budget
+from tokenmill_worker.tune.expectation import expectation
 from tokenmill_worker.tune.figures import Figures, Targets
 from tokenmill_worker.tune.halving import Measure, Ranked, halve
 from tokenmill_worker.tune.knee import Seen, is_flat, knee
@@ -131,9 +132,20 @@ class Session:
         best = targets.merit(by_merit[0].figures)
         rows = [one.point.max_num_seqs for one in by_merit if targets.merit(one.figures) >= PROMISING * best]
         num = max(FEWEST, min(MOST, int(budget.left_s / 3 / GLANCE_S)))
-        points = sorted(self._space.around(rows, num=num), key=lambda point: point.max_num_seqs)
+        points = sorted(self._promising(rows, num), key=lambda point: point.max_num_seqs)
         quickest = _quickest([Ranked(*one, targets.merit(one.figures)) for one in curve], self._goal.slack).point
         return halve(points, self._told("settings", self._judged(curve)), budget, targets, also=quickest)
+
+    def _promising(self, rows: Sequence[int], num: int) -> list[Point]:
+        """Half of them near the usual settings, half by what the steps seen so far let expect of the whole grid."""
+        loop, near = self._loop, self._space.around(rows, num=num)
+        expect = expectation(loop.steps, mean_prompt=loop.mean_prompt, mean_output=loop.mean_output)
+        if expect is None:
+            return near
+        usual = self._space.num_threads[0]  # the steps were timed with these
+        known = [point for point in self._space.grid(rows) if point.num_threads == usual]
+        expected = sorted(known, key=expect, reverse=True)
+        return list(dict.fromkeys([*near[: num // 2], *expected, *near]))[:num]
 
     def _judged(self, curve: Sequence[Measured]) -> Measure:
         """How a point is measured when points are compared."""

@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := worker,bulk,gateway,tracing,embedded,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test browser lint types unit acceptance topology servers verify chaos bench bench-queue bench-offline bench-latency bench-online bench-gateway images-check clean
+.PHONY: help demo test browser lint types unit acceptance topology servers verify chaos bench bench-queue bench-offline bench-latency bench-online bench-gateway audit alerts-check images-check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -71,7 +71,14 @@ bench-online: $(READY) ## Poisson arrivals through the queue: time to first toke
 bench-gateway: $(READY) ## what HTTP and queue add to the first token, and a thousand streams at once
 	$(BIN)/python -m benchmarks.gateway --clients 1000
 
-images-check: $(READY) ## builds and runs both images without a Docker engine, checks compose.yaml (Debian, root)
+audit: $(READY) ## the dependencies: pins, agreement, licences; what a network is needed for is in SECURITY.md
+	$(BIN)/python -m tests.packaging.audit
+
+alerts-check: ## runs the alert rules on a fleet that falls ill (promtool, from Debian's package prometheus)
+	promtool check config configs/prometheus.yml
+	promtool test rules configs/alerts_test.yml
+
+images-check: $(READY) ## builds every image and runs the composed system without a Docker engine (Debian, root)
 	tests/packaging/check_images.sh
 
 $(READY): pyproject.toml configs/constraints.txt

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds and runs both images without a Docker engine, and validates compose.yaml. Wants Debian and root.
+# Builds every image and runs the system composed of them without a Docker engine: server, worker, bulk worker and gateway,
+# to an answered HTTP request; and validates compose.yaml. Wants Debian and root.
 #
 # The Dockerfiles are built as they stand: their base image is imitated by a debootstrap of the same Debian release,
 # imported under the same name. `chroot` isolation needs no cgroups, so this runs inside a container or a small VM too.
-# What is missing is installed with apt-get: buildah, debootstrap, docker-compose. Images and base stay in .cache/images.
+# What is missing is installed with apt-get: buildah, curl, debootstrap, docker-compose. Images and base stay in .cache/images.
 #
 # TORCH_INDEX_URL chooses the build of torch, as in compose.yaml; unset: the index that pip is set up with.
 set -euo pipefail
@@ -36,7 +37,7 @@ wait_until() { # DESCRIPTION SECONDS COMMAND...
 
 need_tools() {
   local missing=()
-  for tool in buildah debootstrap docker-compose; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+  for tool in buildah curl debootstrap docker-compose; do command -v "$tool" >/dev/null || missing+=("$tool"); done
   ((${#missing[@]})) || return 0
   command -v apt-get >/dev/null || fail "install ${missing[*]} first"
   say "installing ${missing[*]} with apt-get"
@@ -45,7 +46,7 @@ need_tools() {
 
 check_compose() {
   say "compose.yaml: every profile validates"
-  docker-compose --file compose.yaml config --quiet
+  for profile in cpu gpu monitoring tools; do docker-compose --file compose.yaml --profile "$profile" config --quiet; done
   docker-compose --file compose.yaml config --services | sort | paste -sd' '
 }
 
@@ -79,7 +80,7 @@ start() { # LOG COMMAND...
 }
 
 start_server() {
-  PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  PORT=$(free_port)
   local server; server=$("$PYTHON" -c 'from tokenmill.embedded import find_server; print(find_server())')
   mkdir "$SCRATCH/queue"
   start "$SCRATCH/server.log" "$server" configs/redis.conf --port "$PORT" --bind 127.0.0.1 --dir "$SCRATCH/queue"
@@ -106,6 +107,43 @@ check_job() { # MODEL CHECK-OF-THE-TEXT: a worker in one image, a producer in th
   kill -TERM "${lease##*-}" # to the worker itself: buildah passes no signals on
   wait "$worker" || fail "the worker did not leave in peace on SIGTERM: $(tail -3 "$SCRATCH/worker-$model.log")"
   echo "the worker drained and left on SIGTERM"
+}
+
+free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+stop_inside() { # LOG PID-OF-BUILDAH WHAT: buildah passes no signals on, so the program told its process first
+  kill -TERM "$(sed -n 's/^process //p' "$1" | head -1)"
+  wait "$2" || fail "the $3 did not leave in peace on SIGTERM: $(tail -3 "$1")"
+  echo "the $3 left on SIGTERM"
+}
+
+check_door() { # the composed system: a worker, a bulk worker and a gateway, asked over HTTP as OpenAI's clients ask
+  local url="redis://127.0.0.1:$PORT/0" queue=door files=/files door metrics worker bulk gateway
+  local told='echo "process $$"; exec "$@"' # the process has the same number in there: there is no PID namespace
+  say "the composed system, asked over HTTP"
+  door=$(free_port) metrics=$(free_port)
+  start "$SCRATCH/door-worker.log" inside "$WORKER" sh -c "$told" sh \
+    tokenmill worker --model echo --redis "$url" --queue "$queue" --metrics-port "$metrics"
+  worker=${STARTED[-1]}
+  start "$SCRATCH/door-bulk.log" inside "$PRODUCER" env "TOKENMILL_QUEUE=$queue" "TOKENMILL_FILES=$files" sh -c "$told" sh \
+    tokenmill bulk worker --redis "$url"
+  bulk=${STARTED[-1]}
+  start "$SCRATCH/door.log" inside "$PRODUCER" env "TOKENMILL_QUEUE=$queue" "TOKENMILL_FILES=$files" sh -c "$told" sh \
+    tokenmill gateway --redis "$url" --port "$door"
+  gateway=${STARTED[-1]}
+  wait_until "the gateway is ready, with a worker behind it" 120 curl --fail --silent "http://127.0.0.1:$door/readyz"
+  curl --fail --silent --max-time 60 "http://127.0.0.1:$door/v1/chat/completions" -H 'content-type: application/json' \
+    -d '{"model": "echo", "max_tokens": 8, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}' |
+    tee "$SCRATCH/answer.json" || fail "no answer over HTTP: $(tail -3 "$SCRATCH/door.log")"
+  echo
+  "$PYTHON" -c "import json; answer = json.load(open('$SCRATCH/answer.json')); assert answer['usage']['completion_tokens'] == 8"
+  "$PYTHON" -m tests.packaging.ask_batch "http://127.0.0.1:$door" || fail "no batch: $(tail -3 "$SCRATCH/door-bulk.log")"
+  curl --fail --silent "http://127.0.0.1:$door/metrics" | grep '^tokenmill_queue_workers{' || fail "no metrics of the gateway"
+  curl --fail --silent "http://127.0.0.1:$metrics/metrics" | grep '^tokenmill_request_success_total{.*length' || fail "no metrics of the worker"
+  stop_inside "$SCRATCH/door.log" "$gateway" gateway
+  stop_inside "$SCRATCH/door-worker.log" "$worker" worker
+  kill -TERM "$(sed -n 's/^process //p' "$SCRATCH/door-bulk.log" | head -1)"
+  wait "$bulk" || true # its exit code says what ended it
 }
 
 check_image() { # CONTAINER: what every image promises
@@ -135,4 +173,5 @@ inside "$PRODUCER" python3 -c 'import importlib.util as u, sys; sys.exit(u.find_
 start_server
 check_job echo 'answer["usage"]["completion_tokens"] == 8'
 check_job smollm2 '"Paris" in answer["text"]'
+check_door
 say "images-check passed"

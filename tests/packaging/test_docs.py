@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tokenmill.cli.server_checks import LEAST_ACL
+from tokenmill.cli.server_checks import FOR_RUNS_ACL, LEAST_ACL
 from tokenmill.wire import keys
 from tokenmill.wire.keys import FETCH_ORDER, GateKeys, Keys, Lane, RunKeys
 
@@ -94,7 +94,9 @@ def commands_of(page: str) -> list[str]:
 
 
 def test_the_operations_page_has_the_least_acl_rule_that_doctor_prints() -> None:
-    assert LEAST_ACL in " ".join((ROOT / "docs" / "operations.md").read_text().split())
+    text = " ".join((ROOT / "docs" / "operations.md").read_text().split())
+    assert LEAST_ACL in text
+    assert FOR_RUNS_ACL in text
 
 
 def test_the_protocol_page_says_how_long_keys_live_and_how_often_is_tried() -> None:

@@ -12,6 +12,7 @@ import redis
 
 from tokenmill.cli.server_checks import (
     FOR_DURABLE_ACL,
+    FOR_RUNS_ACL,
     LEAST_ACL,
     Finding,
     look_at_clock,
@@ -102,7 +103,10 @@ def look_at_permissions(server: "redis.Redis", queue: str) -> Finding:
         server.xreadgroup("doctor", "doctor", {key: ">"}, count=1)
         server.delete(key)
     except redis.RedisError as error:
-        advice = f"the least that an ACL user needs: {LEAST_ACL} (and {FOR_DURABLE_ACL} from server 7.2 on)"
+        advice = (
+            f"the least that an ACL user needs: {LEAST_ACL} (and {FOR_DURABLE_ACL} from server 7.2 on); "
+            f"for bulk workers, who submits runs to them, and a gateway with --files also: {FOR_RUNS_ACL}"
+        )
         return Finding("permissions", "broken", str(error), advice)
     return Finding("permissions", "ok", "streams, groups and scripts")
 

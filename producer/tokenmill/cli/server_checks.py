@@ -25,6 +25,11 @@ _COMMANDS = """
     srem time type wait xack xadd xdel xgroup xlen xpending xrange xread xreadgroup xrevrange xtrim zadd zcard zcount
     zrange zrangebyscore zrem zscore cluster|slots"""
 LEAST_ACL = " ".join([f"~{PREFIX}*", *(f"+{command}" for command in _COMMANDS.split())])
+# For those who work with RQ's queue as well: `bulk worker`, `bulk submit` and alike, a gateway with --files.
+_RQ_COMMANDS = """
+    blmove client|info client|list client|setname exec get hincrbyfloat lpush lrange lrem multi persist rpush
+    script|load set subscribe unsubscribe watch zremrangebyscore"""
+FOR_RUNS_ACL = " ".join(["~rq:*", "&rq:*", *(f"+{command}" for command in _RQ_COMMANDS.split())])
 FOR_DURABLE_ACL = "+waitaof"  # a server before 7.2 does not know it and would refuse the whole rule
 
 

@@ -1,5 +1,6 @@
 """Runs the application under uvicorn until it is told to stop. Knows no endpoint."""
 
+import signal
 import socket
 
 import uvicorn
@@ -40,4 +41,6 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: GatewaySettings) -> None:
+    """Until SIGTERM. uvicorn raises that once more when everything is closed: so it must find a handler that stays."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     Server(config(settings)).run()

@@ -49,7 +49,7 @@ def with_metrics(page: str) -> str:
 
 
 def _worker_table() -> str:
-    rows = [(one.name, one.kind, one.help) for one in (*METRICS, ENDED, INFO)]
+    rows = [(one.name, str(one.kind), one.help) for one in (*METRICS, ENDED, INFO)]
     rows += [(one.name, "histogram", one.help) for one in DISTRIBUTIONS]
     return _table(
         ["metric", "type", "meaning", "vLLM's name"],

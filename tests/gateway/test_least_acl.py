@@ -7,6 +7,7 @@ import httpx2 as httpx
 import pytest
 import redis
 from tokenmill.cli.server_checks import FOR_RUNS_ACL, LEAST_ACL
+from tokenmill.wire.store import Store, checked
 
 from tests.e2e.commands import started
 from tests.gateway.running import running_gateway
@@ -18,7 +19,7 @@ ASKED = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
 
 def url_of_user(server: redis.Redis, redis_url: str, rule: str) -> str:
-    server.execute_command("ACL", "SETUSER", USER, "reset", "on", ">secret", *rule.split())
+    checked(Store(server).send([("ACL", "SETUSER", USER, "reset", "on", ">secret", *rule.split())])[0])
     server.acl_log_reset()
     return redis_url.replace("redis://", f"redis://{USER}:secret@")
 

@@ -34,8 +34,8 @@ def licence(distribution: Distribution) -> str:
     """As the package declares it, wherever it does."""
     about = distribution.metadata
     classifiers = [text for text in about.get_all("Classifier") or [] if text.startswith("License ::")]
-    declared = (about.get("License-Expression"), *classifiers, (about.get("License") or "")[:200])
-    return "; ".join(text for text in declared if text)
+    free = [text[:200] for field in ("License-Expression", "License") for text in about.get_all(field) or []]
+    return "; ".join([*free, *classifiers])
 
 
 def findings(installed: Iterable[Distribution], pinned: dict[str, str]) -> Iterator[str]:

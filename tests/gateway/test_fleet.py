@@ -11,6 +11,7 @@ import redis
 from tokenmill.wire.keys import Keys, Lane
 from tokenmill.wire.messages import Request
 
+from tests.e2e.commands import tokenmill_here
 from tests.gateway.running import RunningGateway, running_gateway
 from tests.support.waiting import wait_until
 
@@ -127,3 +128,21 @@ def test_another_sites_page_cannot_redrive(
 def test_a_gateway_that_was_not_told_so_redrives_nothing(http: httpx.Client) -> None:
     reply = http.post("/fleet/dead-letters/redrive", json={"names": ["1-0"]}, headers=PAGE)
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "not_allowed")
+
+
+def test_with_api_keys_nobody_looks_without_one_and_one_of_a_queue_sees_that_alone(
+    redis_url: str, queue: str, server: redis.Redis
+) -> None:
+    made = tokenmill_here("keys", "create", "--queue", f"{queue}-own", "--redis", redis_url, "--json")
+    key = {"Authorization": f"Bearer {json.loads(made.stdout)['key']}"}
+    with (
+        running_gateway(redis_url=redis_url, queue=queue, requires_keys=True, allow_admin=True) as running,
+        httpx.Client(base_url=running.url, timeout=30) as client,
+    ):
+        for path in ("/fleet/snapshot", "/fleet/events"):
+            assert client.get(path).status_code == 401
+        redriven = client.post("/fleet/dead-letters/redrive", json={"names": ["1-0"]}, headers=PAGE)
+        assert redriven.status_code == 401
+        assert client.get("/").status_code == 200
+        look = client.get("/fleet/snapshot", headers=key).json()["look"]
+    assert (look["queue"], look["runs"]) == (f"{queue}-own", None)

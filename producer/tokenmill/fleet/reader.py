@@ -39,16 +39,26 @@ class FleetReader:
 class AsyncFleetReader:
     """As FleetReader, for asyncio."""
 
-    def __init__(self, url: str, queue: str = "default", partitions: int = 1, *, rq_url: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        queue: str = "default",
+        partitions: int = 1,
+        *,
+        rq_url: str | None = None,
+        has_runs: bool = True,
+    ) -> None:
+        """`has_runs` False: whoever looks may not see other people's."""
         self._parts = Partitions(queue, partitions, url=url)
         self._stores = self._parts.connect(lambda tag: AsyncStore(connect_async(url, key=tag)))
-        self._shelf = RunShelf(rq_url or url)
+        self._shelf = RunShelf(rq_url or url) if has_runs else None
         self._gatherer = Gatherer()
 
     async def look(self) -> FleetSnapshot:
         parts = zip(self._stores, self._parts.transitions, strict=True)
         looks = [await store.run(look_at(transitions)) for store, transitions in parts]
-        return self._gatherer.snapshot(looks, await asyncio.to_thread(self._shelf.look))  # RQ knows no asyncio
+        runs = await asyncio.to_thread(self._shelf.look) if self._shelf is not None else None  # RQ knows no asyncio
+        return self._gatherer.snapshot(looks, runs)
 
     async def pictures(self, workers: Sequence[str]) -> dict[str, BatchPicture]:
         return decoded(await self._stores[0].run(self._parts.transitions[0].watch(workers)))
@@ -56,4 +66,5 @@ class AsyncFleetReader:
     async def close(self) -> None:
         for store in self._stores:
             await store.close()
-        self._shelf.close()
+        if self._shelf is not None:
+            self._shelf.close()

@@ -60,12 +60,15 @@ class Gateway:
         return self._queues[name]
 
     def feed(self, name: str | None = None) -> FleetFeed:
-        """What the fleet of a queue does, for those who look."""
-        name, its = name or self.settings.queue, self.settings
-        if name not in self._feeds:
-            reader = AsyncFleetReader(its.redis_url, name, its.partitions, rq_url=its.rq_url)
-            self._feeds[name] = FleetFeed(reader)
-        return self._feeds[name]
+        """What the fleet of a queue does, for those who look. By its name, for those who may see that queue alone: then
+        without bulk runs, which are of all queues.
+        """
+        key, its = name or "", self.settings
+        if key not in self._feeds:
+            queue = name or its.queue
+            reader = AsyncFleetReader(its.redis_url, queue, its.partitions, rq_url=its.rq_url, has_runs=name is None)
+            self._feeds[key] = FleetFeed(reader)
+        return self._feeds[key]
 
     def end_feeds(self) -> None:
         """Their streams have no end of their own: a server that stops would wait for them in vain."""

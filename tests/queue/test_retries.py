@@ -1,11 +1,13 @@
 """The engine fails on one request: it is tried again, what was told is kept, and in the end its reader is told."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from tokenmill.wire.keys import MAX_RETRIES
 from tokenmill_worker.engine.batch import PackedBatch, Sampled
 from tokenmill_worker.engine.echo import EchoRunner
+from tokenmill_worker.queue.quarantine import Quarantine
 
 from tests.queue.harness import Bench, running_worker, uninterrupted_text
 from tests.support.waiting import wait_until
@@ -74,3 +76,19 @@ def test_a_burst_waits_for_its_retries(bench: Bench) -> None:
         running.wait_end()
     assert bench.terminal().type == "done"
     assert bench.is_at_rest()
+
+
+def test_a_burst_sees_what_becomes_due_behind_its_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the lanes and the look at what is scheduled, a sweep may bring one to the other."""
+    serve, late = Quarantine.serve, ["q-1"]
+
+    def bring(*args: Any, **named: Any) -> int:
+        num_left = serve(*args, **named)
+        while late:
+            bench.submit(late.pop())
+        return num_left
+
+    monkeypatch.setattr(Quarantine, "serve", bring)
+    with running_worker(bench, burst=True) as running:
+        running.wait_end()
+    assert bench.terminal().type == "done"

@@ -167,6 +167,11 @@ def guarded(protocol: type[HttpToolsProtocol], head_timeout_s: float) -> type[Ht
             self._forget_head()
             super().connection_lost(exc)
 
+        def on_headers_complete(self) -> None:
+            if self.parser.get_http_version() == "1.1" and not any(name == b"host" for name, _ in self.headers):
+                raise ValueError("no Host")  # RFC 9112, 3.2: a 400, which is what the parser makes of any error
+            super().on_headers_complete()
+
         def send_400_response(self, msg: str) -> None:
             """What is no HTTP, in the form of all other errors."""
             self.transport.write(_whole_answer(ApiError(400, msg, code="invalid_http")))

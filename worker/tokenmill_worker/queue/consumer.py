@@ -140,8 +140,7 @@ class Consumer(Service):
         if not len(self._holdings) and (self._is_bursting or self._quarantine.is_worth_a_look()):
             num_left = self._serve_quarantined(worker)
             if self._is_bursting and not num_left:
-                self._end_burst()
-                return []
+                return self._read_last(worker, most)
         deliveries = self._lanes.wait(worker, BLOCK_S, count=most)
         self._is_quiet = not self._is_bursting and len(deliveries) < most
         return deliveries
@@ -183,9 +182,13 @@ class Consumer(Service):
         self._take(worker, self._lanes.history(worker, lanes))
         self._audit_due_s = time.monotonic() + AUDIT_INTERVAL_S
 
-    def _end_burst(self) -> None:
-        self._has_seen_the_end = True
-        self._ready.close()
+    def _read_last(self, worker: str, most: int) -> list[Delivery]:
+        """Nothing was held, then nothing was scheduled: what became due meanwhile is on a lane, or there is nothing."""
+        deliveries = self._lanes.read(worker, most)
+        if not deliveries:
+            self._has_seen_the_end = True
+            self._ready.close()
+        return deliveries
 
     # The end
 

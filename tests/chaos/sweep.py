@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from unittest.mock import patch
@@ -188,29 +189,29 @@ def live(url: str, case: Case) -> tuple[list[Violation], int]:
 def _come_to_rest(stage: Stage) -> None:
     """Whoever could not say goodbye is reaped by a worker with nothing in its way."""
     keys = Keys(stage.queue)
-    with connect(stage.url) as server:
-        if _is_settled(stage) and not _names(server, keys):
+    with closing(Store(connect(stage.url))) as store:
+        if _is_settled(stage) and not _names(store, keys):
             return
         with stage.worker() as last:
             wait_until(
-                lambda: _is_settled(stage) and _names(server, keys) == [last.lease.worker],
+                lambda: _is_settled(stage) and _names(store, keys) == [last.lease.worker],
                 description=f"{stage.case} comes to rest",
                 timeout=30.0,
             )
 
 
-def _names(server: object, keys: Keys) -> list[str]:
+def _names(store: Store, keys: Keys) -> list[str]:
     """Everyone registered or being reaped."""
-    replies = Store(server).send([("ZRANGE", key, 0, -1) for key in (keys.workers, keys.dead_workers)])  # type: ignore[arg-type]  # a client
+    replies = store.send([("ZRANGE", key, 0, -1) for key in (keys.workers, keys.dead_workers)])
     return [name.decode() for reply in replies for name in reply]
 
 
 def _is_settled(stage: Stage) -> bool:
     """The request is final, and its entry is off the lanes: one cancelled in the queue waits there to be skipped."""
     transitions = Transitions(Keys(stage.queue))
-    with connect(stage.url) as server:
-        info = Store(server).run(transitions.inspect("q-1"))
-        statistics = Store(server).run(transitions.statistics())
+    with closing(Store(connect(stage.url))) as store:
+        info = store.run(transitions.inspect("q-1"))
+        statistics = store.run(transitions.statistics())
     return info is not None and info.state in FINAL_STATES and not statistics.depth + statistics.in_flight
 
 

@@ -16,6 +16,7 @@ from tokenmill.bulk.execute import execute
 from tokenmill.bulk.identity import Recipe, seed_of
 from tokenmill.bulk.planner import OutgoingRow
 from tokenmill.bulk.progress import LineView, SilentView
+from tokenmill.bulk.pulse import WorkerTold
 from tokenmill.bulk.report import RunReport
 from tokenmill.bulk.rows import Fields, InputError
 from tokenmill.bulk.run import SendStatus
@@ -82,8 +83,8 @@ class FakeQueue:
             completion_tokens=2,
         )
 
-    def slots(self) -> dict[str, int]:
-        return {"worker-1": 4}
+    def workers(self) -> dict[str, WorkerTold]:
+        return {"worker-1": WorkerTold(num_slots=4)}
 
     def abandon(self) -> None:
         self.waiting.clear()

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from tokenmill.bulk.answers import Answer, Entry, fold
 from tokenmill.bulk.leftovers import cancel_group
 from tokenmill.bulk.planner import OutgoingRow
+from tokenmill.bulk.pulse import WorkerTold
 from tokenmill.bulk.run import SendStatus
 from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.keys import MAX_JOBS_PER_CALL, Keys
@@ -29,6 +30,9 @@ MAX_TIMES_LOST = 3  # a row that is told as done and has no result is sent again
 MAX_READ = 1_000  # fan-in entries at once; bounds the memory for answers
 OUTAGE_S = 60.0  # how long a server that was there may be away, for a restart or a failover
 RETRY_INTERVAL_S = 0.5
+
+# As a worker's info calls them.
+_INFO = {field: field for field in WorkerTold._fields} | {"num_slots": "max_num_seqs"}
 
 FINAL_FAILURES = ("failed", "cancelled", "expired", "dead")
 
@@ -72,8 +76,8 @@ class QueueConnection:
             self._on_idle()
         return self._read_answers(ready)
 
-    def slots(self) -> dict[str, int]:
-        return self._patiently(self._read_slots)
+    def workers(self) -> dict[str, WorkerTold]:
+        return self._patiently(self._read_workers)
 
     def abandon(self) -> None:
         """All of the run, not only what this execution has sent."""
@@ -134,14 +138,16 @@ class QueueConnection:
         finals = (b"done", *(state.encode() for state in FINAL_FAILURES))
         return [name for name, state in zip(names, states, strict=True) if state in finals]
 
-    def _read_slots(self) -> dict[str, int]:
-        """Of each live worker process, the rows that it runs at once."""
+    def _read_workers(self) -> dict[str, WorkerTold]:
+        """Of each live worker process."""
         (names,) = self._store.send([("ZRANGE", self._keys.workers, 0, -1)])
         names = [name.decode() for name in names]
-        wanted = ("process", "max_num_seqs")
-        told = self._store.send([("HMGET", self._keys.worker_info(name), *wanted) for name in names]) if names else []
-        pairs = zip(names, map(checked, told), strict=True)
-        return {(process or name.encode()).decode(): int(slots or 0) for name, (process, slots) in pairs}
+        wanted = ("process", *(_INFO[field] for field in WorkerTold._fields))
+        replies = (
+            self._store.send([("HMGET", self._keys.worker_info(name), *wanted) for name in names]) if names else []
+        )
+        pairs = zip(names, map(checked, replies), strict=True)
+        return {(process or name.encode()).decode(): _told(values) for name, (process, *values) in pairs}
 
     def _last_entry_id(self) -> str:
         entries = self._store.send([("XREVRANGE", self._fan_in, "+", "-", "COUNT", 1)])[0]
@@ -197,3 +203,9 @@ class QueueConnection:
 def _parts(rows: Sequence[OutgoingRow]) -> Iterator[Sequence[OutgoingRow]]:
     for start in range(0, len(rows), MAX_JOBS_PER_CALL):
         yield rows[start : start + MAX_JOBS_PER_CALL]
+
+
+def _told(values: Sequence[bytes | None]) -> WorkerTold:
+    """What a worker leaves out counts as 0: one of another version."""
+    num_slots, told_s, *totals = (value or 0 for value in values)
+    return WorkerTold(int(num_slots), float(told_s), *map(int, totals))

@@ -7,6 +7,7 @@ from typing import Self
 from tokenmill.bulk.answers import Answer
 from tokenmill.bulk.connection import QueueConnection
 from tokenmill.bulk.planner import OutgoingRow
+from tokenmill.bulk.pulse import WorkerTold
 from tokenmill.bulk.run import SendStatus
 from tokenmill.wire.keys import Keys, all_keys, partition_of
 
@@ -54,9 +55,10 @@ class PartitionedQueue:
             if here:
                 part.forget(here)
 
-    def slots(self) -> dict[str, int]:
-        """A worker has a lease in each partition, and counts once."""
-        return {process: num for part in self._parts for process, num in part.slots().items()}
+    def workers(self) -> dict[str, WorkerTold]:
+        """A worker has a lease in each partition, and counts once: by the word that came last."""
+        told = [item for part in self._parts for item in part.workers().items()]
+        return dict(sorted(told, key=lambda item: item[1].told_s))
 
     def abandon(self) -> None:
         for part in self._parts:

@@ -18,13 +18,17 @@ from tokenmill.wire.store import Submission
 
 
 class OutgoingRow(NamedTuple):
-    """A row on its way. `sample` counts its completions from 0, `attempt` the ids that earlier failures used up."""
+    """A row on its way. `sample` counts its completions from 0, `attempt` the ids that earlier failures used up.
+
+    `max_tokens` None: the worker's own.
+    """
 
     row: Row
     row_hash: str
     submission: Submission
     sample: int = 0
     attempt: int = 0
+    max_tokens: int | None = None
 
     @property
     def request_id(self) -> str:
@@ -132,4 +136,10 @@ class Planner:
         if isinstance(seed, int) and "seed" in fields:
             seed = sample_seed(seed, sample)
         submission = Submission.build(f"{self._run_id}:{name}", {**fields, "seed": seed})
-        return OutgoingRow(row, name, submission, sample)
+        return OutgoingRow(row, name, submission, sample, max_tokens=_max_tokens(fields))
+
+
+def _max_tokens(fields: Fields) -> int | None:
+    """By either name; the request was checked before."""
+    given = fields.get("max_tokens") or fields.get("max_completion_tokens")
+    return given if isinstance(given, int) else None

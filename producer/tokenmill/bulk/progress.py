@@ -3,7 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TextIO, TypeAlias
 
 RATE_WINDOW_S = 20.0  # rates are those of the last moments: what a person sees change, and what is left follows
@@ -16,7 +16,7 @@ STILL_INTERVAL_S = 60.0  # ... and this often when there is none: a log of a lon
 class Tally:
     """Counts of one run. `num_skipped` rows were done by earlier runs; `window` bounds the rows in flight.
 
-    `num_rows` is 0 while it is not known.
+    `num_rows` is 0 while it is not known, `eta_s` None.
     """
 
     num_rows: int
@@ -28,6 +28,7 @@ class Tally:
     cached_tokens: int = 0
     num_in_flight: int = 0
     window: int = 0
+    eta_s: float | None = None
     finish_reasons: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -60,7 +61,8 @@ class Pacemaker:
             self._samples.append(now)
         while now[0] - self._samples[0][0] > RATE_WINDOW_S and len(self._samples) > 1:
             self._samples.popleft()
-        return _pace(self._samples[0], now, num_left=max(0, tally.num_rows - tally.num_settled))
+        pace = _pace(self._samples[0], now, num_left=max(0, tally.num_rows - tally.num_settled))
+        return pace if tally.eta_s is None else replace(pace, eta_s=tally.eta_s)
 
 
 def _sample(now_s: float, tally: Tally) -> Sample:

@@ -7,6 +7,7 @@ Rows in flight are bounded by the window, and what is done is looked up on disk,
 input. Nothing is connected (and no local worker started) before a missing row is found.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from tokenmill.bulk.answers import Answer
+from tokenmill.bulk.eta import LOOK_INTERVAL_S, Estimator
 from tokenmill.bulk.identity import custom_id_of
 from tokenmill.bulk.inputs import count_rows
 from tokenmill.bulk.ledger import opened_ledger
@@ -23,6 +25,7 @@ from tokenmill.bulk.output import OutputFile
 from tokenmill.bulk.outputs.paths import own_files
 from tokenmill.bulk.planner import OutgoingRow, Planner
 from tokenmill.bulk.progress import ProgressView, Tally
+from tokenmill.bulk.pulse import WorkerTold
 from tokenmill.bulk.recorder import Latencies, Timeline
 from tokenmill.bulk.report import Ending, RunReport
 from tokenmill.bulk.rows import BadRow, Fields
@@ -55,8 +58,8 @@ class RequestQueue(Protocol):
         """These are safe on disk; the server need not keep them."""
         ...
 
-    def slots(self) -> Mapping[str, int]:
-        """Of each live worker, the rows that it runs at once."""
+    def workers(self) -> Mapping[str, WorkerTold]:
+        """All that are alive, by process."""
         ...
 
     def abandon(self) -> None:
@@ -98,6 +101,8 @@ class BulkRun:
         self._should_stop = should_stop
         self._tally = Tally(num_rows=0)
         self._window = Window(spec.window)
+        self._estimator = Estimator()
+        self._looked_s = -math.inf
         self._latencies = Latencies()
         self.timeline = Timeline()
         self._unsent: deque[OutgoingRow] = deque()
@@ -173,6 +178,8 @@ class BulkRun:
 
     def _show(self) -> None:
         self._tally.num_in_flight, self._tally.window = len(self._in_flight), self._window.num_rows
+        num_unsent = max(0, self._tally.num_rows - self._tally.num_settled - len(self._in_flight))
+        self._tally.eta_s = self._estimator.eta_s(num_unsent, now_s=time.monotonic())
         self.timeline.look(self._tally)
         self._view.update(self._tally)
 
@@ -207,9 +214,7 @@ class BulkRun:
     # --- rows out and back ---
 
     def _fill(self, queue: RequestQueue, missing: Iterator[OutgoingRow]) -> None:
-        if self._window.is_look_due():
-            num_settled = self._tally.num_done + self._tally.num_failed
-            self._window.look(num_slots=sum(queue.slots().values()), num_settled=num_settled)
+        self._look_at_workers(queue)
         while not self._window.is_full(len(self._in_flight) + len(self._unsent), self._num_bytes):
             row = next(missing, None)
             if row is None:
@@ -217,6 +222,16 @@ class BulkRun:
             self._unsent.append(row)
             self._num_bytes += len(row.submission.body)
         self._send(queue)
+
+    def _look_at_workers(self, queue: RequestQueue) -> None:
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_INTERVAL_S:
+            return
+        self._looked_s, workers = now_s, queue.workers()
+        self._estimator.hear(workers, now_s=now_s)
+        if self._window.is_look_due():
+            num_slots = sum(told.num_slots for told in workers.values())
+            self._window.look(num_slots=num_slots, num_settled=self._tally.num_done + self._tally.num_failed)
 
     def _send(self, queue: RequestQueue) -> None:
         """Sends what is unsent; busy rows stay, a row whose id is spent goes again under the next one."""
@@ -227,6 +242,8 @@ class BulkRun:
             now_s = time.monotonic()
             taken = {row.request_id: InFlight(row, now_s) for row in _with_status("taken", rows, statuses)}
             self._in_flight.update(taken)
+            for name, (row, _) in taken.items():
+                self._estimator.begin(name, row.max_tokens, now_s=now_s)
             self._unsent.extend(row.again() for row in _with_status("spent", rows, statuses))
             if busy := _with_status("busy", rows, statuses):
                 self._unsent.extend(busy)
@@ -236,7 +253,9 @@ class BulkRun:
         row, sent_s = self._in_flight.pop(answer.request_id)
         self._num_bytes -= len(row.submission.body)
         self._unsynced_ids.append(answer.request_id)
-        self._latencies.add(time.monotonic() - sent_s)
+        now_s = time.monotonic()
+        self._latencies.add(now_s - sent_s)
+        self._learn(answer, now_s)
         self._tally.prompt_tokens += answer.prompt_tokens
         self._tally.completion_tokens += answer.completion_tokens
         self._tally.cached_tokens += answer.cached_tokens
@@ -244,6 +263,18 @@ class BulkRun:
             self._write_done(row, answer)
         else:
             self._fail(1, _error_row(row, answer.error))
+
+    def _learn(self, answer: Answer, now_s: float) -> None:
+        if answer.error is not None:
+            self._estimator.drop(answer.request_id, now_s=now_s)
+            return
+        self._estimator.end(
+            answer.request_id,
+            num_tokens=answer.completion_tokens // max(1, len(answer.choices)),
+            num_prompt_tokens=answer.prompt_tokens - answer.cached_tokens,
+            is_cut=answer.finish_reason == "length",
+            now_s=now_s,
+        )
 
     def _write_done(self, row: OutgoingRow, answer: Answer) -> None:
         start = self._output.append(_done_row(row, answer, has_samples=self._spec.samples > 1))

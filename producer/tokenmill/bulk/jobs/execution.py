@@ -54,7 +54,7 @@ class GuardedQueue:
         self._queue = queue
         self.send = queue.send
         self.forget = queue.forget
-        self.slots = queue.slots
+        self.workers = queue.workers
         self.abandon = queue.abandon
 
     def wait(self, timeout_s: float) -> list[Answer]:

@@ -15,7 +15,7 @@ help: ## what can be made
 demo: $(READY) ## the main job: embedded server, worker, a real small model, live answers, a bulk run
 	$(BIN)/tokenmill demo
 
-test: lint types unit ## lint, types and every test
+test: lint types audit unit ## lint, types, the dependencies and every test
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,7 +1,6 @@
 """The example producers, run as a reader would run them, each against a real server and a worker of the echo model."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from tokenmill import Client
 
+from tests.support.node import installed
 from tests.support.waiting import wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -61,13 +61,7 @@ def test_the_bare_redis_producer_knows_nothing_of_our_package() -> None:
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the Node example with its one dependency installed."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("the Node.js example was not run: node and npm (20 or newer) are not installed here")
-    folder = tmp_path_factory.mktemp("node") / NODE_PRODUCER.name
-    shutil.copytree(NODE_PRODUCER, folder, ignore=shutil.ignore_patterns("node_modules"))
-    install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]
-    subprocess.run(install, cwd=folder, check=True, capture_output=True, timeout=2 * TIMEOUT_S)
-    return folder
+    return installed(NODE_PRODUCER, tmp_path_factory.mktemp("node"))
 
 
 @pytest.mark.usefixtures("worker")

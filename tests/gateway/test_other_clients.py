@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.running import RunningGateway
+from tests.support.node import installed
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 120
@@ -36,10 +36,5 @@ def test_a_client_of_pypi_hears_the_same_whole_and_streamed(gateway: RunningGate
 
 
 def test_the_openai_package_of_npm_hears_the_same_whole_and_streamed(gateway: RunningGateway, tmp_path: Path) -> None:
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("the openai package of npm was not tried: node and npm (20 or newer) are not installed here")
-    folder = tmp_path / "client"
-    shutil.copytree(HERE / "node_client", folder, ignore=shutil.ignore_patterns("node_modules"))
-    install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]
-    subprocess.run(install, cwd=folder, check=True, capture_output=True, timeout=TIMEOUT_S)
+    folder = installed(HERE / "node_client", tmp_path)
     assert answers_of(["node", "client.mjs", gateway.v1], cwd=folder)["refused"] == "model_not_found"

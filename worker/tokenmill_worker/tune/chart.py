@@ -42,10 +42,11 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A ring around a place, with a word beside it."""
+    """A ring around a place, with a word below it at its side, or above it."""
 
     dot: Dot
     text: str
+    is_above: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,11 +178,12 @@ def _ink_of(number: int) -> int:
 
 def _mark(area: _Area, mark: Mark) -> str:
     x, y = area.x(mark.dot.x), area.y(mark.dot.y)
+    ring = f'<circle class="mark" cx="{x}" cy="{y}" r="9"/>'
+    if mark.is_above:
+        return ring + _text(x, y - 16, mark.text, style="marked")
     is_right = x > WIDTH / 2
     place, anchor = (x - 12, "end") if is_right else (x + 12, "start")
-    return f'<circle class="mark" cx="{x}" cy="{y}" r="9"/>' + _text(
-        place, y + 22, mark.text, anchor=anchor, style="marked"
-    )
+    return ring + _text(place, y + 22, mark.text, anchor=anchor, style="marked")
 
 
 def _limit(area: _Area, x: float, text: str) -> str:

@@ -32,7 +32,7 @@ from tokenmill_worker.tune.workload import (
     random_workload,
 )
 
-BUDGET_S = 240.0
+BUDGET_S = 270.0
 RESERVE_S = 2.0  # of the budget, for writing the files and for a step that is under way at the end
 ROOM = 1.5  # of the KV pool: answers are not all of the mean length
 STATED = (  # settings that are kept, where they were given: the measurement holds for them

@@ -19,8 +19,8 @@ CURVE_SHARE, HALVING_SHARE, STATIC_SHARE = 0.3, 0.6, 0.4  # each of what is left
 PROMISING = 0.85  # of the best merit on the curve: rows below are not looked at any further
 GLANCE_S = 1.2  # of the first rung, a point: more points than there is time for would be noise
 FEWEST, MOST = 3, 27  # points that are halved
-SLACK = 0.02  # of throughput, given for a shorter time per token: less than two runs of one setting differ by
-FEWEST_ROWS = 32  # of a sweep: below, one disturbed window may look like the end of the rise
+SLACK = 0.01  # of throughput, given for a shorter time per token: less than two runs of one setting differ by
+FEWEST_ROWS = 96  # of a sweep: below, one disturbed window may look like the end of the rise
 STATIC_ROWS = (4, 16, 64)
 LOADS = (0.5, 0.75, 0.9)  # of what the tuned setting can do, where no rates were asked for
 

@@ -90,6 +90,11 @@ class Keys:
         """Stream: deltas, then one terminal entry."""
         return f"{self.tag}r:{request_id}"
 
+    def of_request(self, request_id: str, group: str | None) -> list[str]:
+        """Job, result, group and its fan-in; without a group the job's own key stands in, and is not used as one."""
+        job, result = f"{self.tag}j:{request_id}", f"{self.tag}r:{request_id}"
+        return [job, result, job, job] if not group else [job, result, self.group(group), self.group_done(group)]
+
     def note(self, request_id: str) -> str:
         """Hash: what a front door was asked beside the request; NOTE_TTL_S and the result's own time."""
         return f"{self.tag}n:{request_id}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from redis.exceptions import MovedError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
 
@@ -70,13 +70,12 @@ def _with_shared(shared: str, own: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(NamedTuple, Generic[T]):
     """One transition: a script, every key it may touch, its arguments, and how its reply reads."""
 
     script: Script
-    keys: tuple[str, ...]
-    args: tuple[Argument, ...]
+    keys: Sequence[str]
+    args: Sequence[Argument]
     parse: Callable[[Any], T]
 
     def steps(self) -> Steps[T]:
@@ -104,11 +103,15 @@ class Procedure(Generic[T]):
 
 def evaluate(calls: Sequence[Call[T]]) -> Steps[list[T]]:
     """All calls in one batch, in order; raises the first error among their replies."""
-    outcomes = yield from attempt(calls)
+    return results_of((yield from attempt(calls)))
+
+
+def results_of(outcomes: list[T | Exception]) -> list[T]:
+    """Raises the first error among them."""
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
-    return cast("list[T]", outcomes)
+    return outcomes  # type: ignore[return-value]  # as just seen
 
 
 def attempt(calls: Sequence[Call[T]]) -> Steps[list[T | Exception]]:
@@ -118,16 +121,26 @@ def attempt(calls: Sequence[Call[T]]) -> Steps[list[T | Exception]]:
     are idempotent, and the order of a job's publish and finish must hold.
     """
     replies = yield [call.by_sha for call in calls]
-    forgotten = next((i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)), None)
-    if forgotten is not None:
-        again = yield [call.by_text for call in calls[forgotten:]]
-        replies = replies[:forgotten] + again
-    return [_outcome(call, reply) for call, reply in zip(calls, replies, strict=True)]
+    if NoScriptError in map(type, replies):
+        replies = yield from resend(calls, replies)
+    return outcomes_of(calls, replies)
+
+
+def resend(calls: Sequence[Call[T]], replies: list[Any]) -> Steps[list[Any]]:
+    """From the first one on whose script was forgotten."""
+    forgotten = next(i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError))
+    again = yield [call.by_text for call in calls[forgotten:]]
+    return replies[:forgotten] + again
+
+
+def outcomes_of(calls: Sequence[Call[T]], replies: Sequence[Any]) -> list[T | Exception]:
+    """What each reply says to its call: a result, or why there is none."""
+    return list(map(_outcome, calls, replies))
 
 
 def _outcome(call: Call[Any], reply: Any) -> Any:
     try:
-        return call.parse(checked(reply))
+        return call.parse(checked(reply) if isinstance(reply, Exception) else reply)
     except (TokenmillError, RedisError) as error:
         return error
     except (TypeError, ValueError) as error:  # a hash with fields that are not ours, or without some of ours

@@ -27,11 +27,13 @@ class Line:
 
     def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The replies, as the server said them; error replies are values. ConnectionError, TimeoutError, OSError."""
+        packed = [b"".join(map(hiredis.pack_command, commands))]  # redis-py looks at every argument first
         connection = self._take()
         try:
-            replies: list[Any] = connection.retry.call_with_retry(
-                lambda: _exchange(connection, commands), lambda error: connection.disconnect()
-            )
+            try:
+                replies = _exchange(connection, packed, len(commands))
+            except Exception as error:
+                replies = _again(connection, packed, len(commands), error)
         except BaseException:
             connection.disconnect()  # replies to come must not be taken for those to the next commands
             self._pool.release(connection)
@@ -60,14 +62,25 @@ class Line:
             self._at_hand.append((connection, time.monotonic()))
 
 
-def _exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    packed = b"".join([hiredis.pack_command(command) for command in commands])  # redis-py looks at every argument first
-    connection.send_packed_command([packed])
-    return [_reply(connection) for _ in commands]
+def _exchange(connection: Any, packed: list[bytes], num_replies: int) -> list[Any]:
+    connection.send_packed_command(packed)
+    replies: list[Any] = []
+    while len(replies) < num_replies:
+        try:
+            replies.append(connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+    return replies
 
 
-def _reply(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except ResponseError as error:
-        return error
+def _again(connection: Any, packed: list[bytes], num_replies: int, error: Exception) -> list[Any]:
+    """As often as the connection's own retry says, which counts the attempt that failed with `error`; or raises."""
+    failed = [error]
+
+    def exchange() -> list[Any]:
+        if failed:
+            raise failed.pop()
+        return _exchange(connection, packed, num_replies)
+
+    replies: list[Any] = connection.retry.call_with_retry(exchange, lambda error: connection.disconnect())
+    return replies

@@ -31,14 +31,6 @@ _LOOKS = 5  # a job that moves between look and script is looked up again; nothi
 _NO_GROUP = "NOGROUP"
 
 
-def job_keys(keys: Keys, request_id: str, group: str | None) -> list[str]:
-    """A job's four keys; without a group the job's own key stands in, and is not used as one."""
-    job = keys.job(request_id)
-    if not group:
-        return [job, keys.result(request_id), job, job]
-    return [job, keys.result(request_id), keys.group(group), keys.group_done(group)]
-
-
 def cancel(keys: Keys, request_ids: Sequence[str]) -> Steps[list[CancelReply]]:
     outcomes: dict[str, Any] = {}
     for _ in range(_LOOKS):
@@ -58,7 +50,7 @@ def _cancel_part(keys: Keys, request_ids: Sequence[str]) -> Steps[list[str]]:
     args: list[Argument] = [GROUP_TTL_S, CANCEL_TTL_S, len(request_ids)]
     for request_id, (worker, group) in zip(request_ids, found, strict=True):
         cancels = keys.cancels(worker) if worker else keys.job(request_id)
-        script_keys += [*job_keys(keys, request_id, group), cancels]
+        script_keys += [*keys.of_request(request_id, group), cancels]
         args += [request_id, worker, group]
     call: Call[list[str]] = Call(Script.load("cancel"), tuple(script_keys), tuple(args), _texts)
     return (yield from evaluate([call]))[0]
@@ -71,7 +63,7 @@ def expire(keys: Keys, request_ids: Sequence[str]) -> Steps[int]:
         script_keys = [keys.deadlines, keys.not_before]
         args: list[Argument] = [GROUP_TTL_S, len(some)]
         for request_id, (group,) in zip(some, found, strict=True):
-            script_keys += job_keys(keys, request_id, group)
+            script_keys += keys.of_request(request_id, group)
             args += [request_id, group]
         call = Call(Script.load("expire"), tuple(script_keys), tuple(args), int)
         settled += (yield from evaluate([call]))[0]

@@ -1,12 +1,12 @@
 """Carries operations to the server and back, blocking or awaiting. Knows no key, no script and no message."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
+from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, TimeoutError
 
 from tokenmill.wire.errors import UnavailableError
-from tokenmill.wire.store.calls import Call, Command, Operation, Steps, attempt, evaluate
+from tokenmill.wire.store.calls import Call, Command, Operation, Steps, evaluate, outcomes_of, resend, results_of
 from tokenmill.wire.store.connection import url_of
 from tokenmill.wire.store.line import Line
 
@@ -56,23 +56,33 @@ class Store:
 
     def run(self, operation: Operation[T]) -> T:
         """The operation's result. UnavailableError, FencedError or QueueBusyError say why there is none."""
+        if isinstance(operation, Call):
+            return cast("T", self.pipeline([operation])[0])
         return self._drive(operation.steps())
 
     def pipeline(self, calls: Sequence[Call[T]]) -> list[T]:
         """All calls in one round trip, in order."""
-        return self._drive(evaluate(calls)) if calls else []
+        return results_of(self.attempt(calls))
 
     def attempt(self, calls: Sequence[Call[T]]) -> list[T | Exception]:
-        """As `pipeline`, with an error as a value in place of a result."""
-        return self._drive(attempt(calls)) if calls else []
+        """As `pipeline`, with an error as a value in place of a result. (As calls.attempt, in fewer layers.)"""
+        if not calls:
+            return []
+        replies = self._ask([call.by_sha for call in calls])
+        if NoScriptError in map(type, replies):
+            replies = self._drive(resend(calls, replies))
+        return outcomes_of(calls, replies)
 
     def send(self, commands: Sequence[Command]) -> list[Any]:
         """One batch in one round trip; an error reply is a value among the replies."""
+        return list(map(_shaped, commands, self._ask(commands)))
+
+    def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies as the server said them."""
         try:
-            replies = self._line.ask(commands)
+            return self._line.ask(commands)
         except (ConnectionError, TimeoutError, OSError) as error:
             raise _unavailable(self.client, error) from error
-        return [_shaped(command, reply) for command, reply in zip(commands, replies, strict=True)]
 
     def close(self) -> None:
         self._line.close()

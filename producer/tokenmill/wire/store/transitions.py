@@ -26,7 +26,7 @@ from tokenmill.wire.keys import (
 from tokenmill.wire.messages import DeltaEntry, TerminalEntry, stream_id
 from tokenmill.wire.store import procedures
 from tokenmill.wire.store.calls import Argument, Call, Procedure, Script
-from tokenmill.wire.store.procedures import CancelReply, job_keys
+from tokenmill.wire.store.procedures import CancelReply
 from tokenmill.wire.store.values import (
     BeginReply,
     Claim,
@@ -56,15 +56,18 @@ class Transitions:
         self.keys = keys
         self.max_depth = max_depth
         self._lanes = tuple(keys.lane(lane) for lane in Lane)
+        # What calls of every request name is made once.
+        self._for_submit = (keys.deadlines, keys.not_before, *self._lanes)
+        self._for_begin = (keys.workers, keys.deadlines, keys.not_before, keys.dead, *self._lanes)
 
     def submit(self, submissions: Sequence[Submission]) -> Call[list[SubmitReply]]:
         """Accept new requests; one reply each, in order."""
         _check_count(submissions)
-        keys = [self.keys.deadlines, self.keys.not_before, *self._lanes]
+        keys = [*self._for_submit]
         args: list[Argument] = [self.max_depth, BUSY_RETRY_AFTER_MS, len(submissions)]
         for new in submissions:
-            keys += self._job(new.request_id, new.group)
-            args += [new.request_id, new.group or "", new.lane.value, _optional(new.not_before_ms), *_submission(new)]
+            keys += self.keys.of_request(new.request_id, new.group)
+            args += [new.request_id, new.group or "", new.lane, _optional(new.not_before_ms), *_submission(new)]
         return _call("submit", keys, args, _submit_replies)
 
     def agree(self) -> Call[None]:
@@ -104,10 +107,10 @@ class Transitions:
         `fingerprint` of weights + tokenizer + template: tokens told under another one are reset here, atomically.
         """
         _check_count(claims)
-        keys = [self.keys.workers, self.keys.deadlines, self.keys.not_before, self.keys.dead, *self._lanes]
+        keys = [*self._for_begin]
         args: list[Argument] = [worker, fingerprint, GROUP_TTL_S, DEAD_MAXLEN, len(claims)]
         for claim in claims:
-            keys += self._job(claim.request_id, claim.group)
+            keys += self.keys.of_request(claim.request_id, claim.group)
             args += _claim(claim)
         return _call("begin", keys, args, _begin_replies)
 
@@ -124,10 +127,11 @@ class Transitions:
     def finish(self, worker: str, finishes: Sequence[Finish]) -> Call[list[FinishReply]]:
         """Last deltas, terminal entry and ack in one; one reply each, in order."""
         _check_count(finishes)
-        keys = [self.keys.deadlines, self.keys.not_before, self.keys.cancels(worker), *self._lanes]
+        deadlines, not_before, *lanes = self._for_submit
+        keys = [deadlines, not_before, self.keys.cancels(worker), *lanes]
         args: list[Argument] = [worker, GROUP_TTL_S, len(finishes)]
         for job in finishes:
-            keys += self._job(job.request_id, job.group)
+            keys += self.keys.of_request(job.request_id, job.group)
             args += [job.request_id, job.fence, job.epoch, job.group or "", job.state, _optional(_end(job))]
             args += [*_deltas(job.deltas, job.epoch), *_fields(job.terminal.encode())]
         return _call("finish", keys, args, _finish_replies)
@@ -185,7 +189,7 @@ class Transitions:
         False, and nothing happened: neither is so. An error of the server's: the fault is not the request's own.
         """
         shared = [self.keys.dead, self.keys.workers, self.keys.deadlines, self.keys.not_before]
-        keys = [*shared, self.keys.cancels(worker), *self._lanes, *self._job(claim.request_id, claim.group)]
+        keys = [*shared, self.keys.cancels(worker), *self._lanes, *self.keys.of_request(claim.request_id, claim.group)]
         args: list[Argument] = [worker, _optional(fence), claim.lane.value, claim.entry_id, claim.request_id]
         args += [claim.group or "", code, message, DEAD_MAXLEN, RESULT_TTL_S, GROUP_TTL_S]
         return _call("condemn", keys, args, bool)
@@ -206,7 +210,7 @@ class Transitions:
         keys = [*workers, self.keys.deadlines, self.keys.not_before, self.keys.dead, *self._lanes]
         args: list[Argument] = [reaper, dead, GROUP_TTL_S, DEAD_MAXLEN, MAX_CRASHES, MAX_ALONE_CRASHES, len(claims)]
         for claim in claims:
-            keys += self._job(claim.request_id, claim.group)
+            keys += self.keys.of_request(claim.request_id, claim.group)
             args += _claim(claim)
         return _call("reap", keys, args, int)
 
@@ -256,12 +260,9 @@ class Transitions:
         """Depths, workers, ages; each figure is exact, though not all are of the same instant."""
         return Procedure(lambda: procedures.statistics(self.keys))
 
-    def _job(self, request_id: str, group: str | None) -> list[str]:
-        return job_keys(self.keys, request_id, group)
-
 
 def _call(name: str, keys: Sequence[str], args: Sequence[Argument], parse: Any) -> Call[Any]:
-    return Call(Script.load(name), tuple(keys), tuple(args), parse)
+    return Call(Script.load(name), keys, args, parse)
 
 
 def _check_count(jobs: Sequence[object]) -> None:
@@ -274,7 +275,7 @@ def _submission(new: Submission) -> list[Argument]:
 
 
 def _claim(claim: Claim) -> list[Argument]:
-    args: list[Argument] = [claim.lane.value, claim.entry_id, claim.request_id, claim.group or ""]
+    args: list[Argument] = [claim.lane, claim.entry_id, claim.request_id, claim.group or ""]
     return [*args, 1, *_submission(claim.raw)] if claim.raw is not None else [*args, 0]
 
 
@@ -332,30 +333,30 @@ def _submit_reply(status: Any, state: Any, retry_after_ms: str) -> SubmitReply:
 
 
 def _begin_replies(replies: Sequence[Sequence[bytes]]) -> list[BeginReply]:
-    return [_begin_reply(_text(reply[0]), *reply[1:]) for reply in replies]
+    return [_begin_reply(*reply) for reply in replies]
 
 
-def _begin_reply(status: Any, request_id: bytes, *rest: bytes) -> BeginReply:
-    if status != "begun":
-        return BeginReply(status=status, request_id=_text(request_id))
+def _begin_reply(status: bytes, request_id: bytes, *rest: bytes) -> BeginReply:
+    if status != b"begun":
+        return BeginReply(status=status.decode(), request_id=request_id.decode())  # type: ignore[arg-type]  # the script's
     begun_ms, fence, body, published, epoch, failed, crashed, fingerprint, *more = rest
     accepted_ms, deadline_ms, first_token_ms, ttl_s, group = more
     return BeginReply(
-        status,
-        _text(request_id),
+        "begun",
+        request_id.decode(),
         int(fence),
         body,
         int(published or 0),
         int(epoch or 0),
         int(failed or 0),
         int(crashed or 0),
-        _text(fingerprint),
+        fingerprint.decode() if fingerprint else "",
         int(accepted_ms),
         int(begun_ms),
         int(deadline_ms) if deadline_ms else None,
         int(first_token_ms) if first_token_ms else None,
         int(ttl_s),
-        _text(group) or None,
+        group.decode() if group else None,
     )
 
 
@@ -367,12 +368,8 @@ def _publish_reply(status: Any, published: int, flag: int) -> PublishReply:
     return PublishReply(status, published, bool(flag))
 
 
-def _finish_replies(replies: Sequence[tuple[Any, int]]) -> list[FinishReply]:
-    return [_finish_reply(_text(status), published) for status, published in replies]
-
-
-def _finish_reply(status: Any, published: int) -> FinishReply:
-    return FinishReply(status, published)
+def _finish_replies(replies: Sequence[tuple[bytes, int]]) -> list[FinishReply]:
+    return [FinishReply(status.decode(), published) for status, published in replies]  # type: ignore[arg-type]  # the script's
 
 
 def _fetched(lane_of: Mapping[bytes, Lane], streams: Sequence[Any]) -> list[Delivery]:

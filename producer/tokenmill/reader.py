@@ -52,7 +52,7 @@ class ResultReader:
         self._choices.setdefault(entry.index, _ChoiceFold()).add(entry)
         self._num_told = entry.end
         is_restart, self._is_restarted = self._is_restarted, False
-        return Delta(
+        return Delta.of_checked(
             offset=entry.offset,
             index=entry.index,
             text=entry.text,
@@ -69,7 +69,7 @@ class ResultReader:
         self._is_restarted = True
 
     def _complete(self, entry: TerminalEntry) -> Completion:
-        return Completion(
+        return Completion.of_checked(
             request_id=self.request_id,
             finish_reason=entry.finish_reason,
             choices=self._final_choices(entry),
@@ -104,7 +104,7 @@ class _ChoiceFold:
             self._logprobs = (self._logprobs or []) + list(entry.logprobs)
 
     def final(self, index: int, text: str, finish_reason: FinishReason) -> Choice:
-        return Choice(
+        return Choice.of_checked(
             index=index,
             text=text,
             token_ids=tuple(self._token_ids),

@@ -20,7 +20,8 @@ class Lanes:
         self._store = store
         self._keys = keys
         self._transitions = Transitions(keys)
-        self._lane_of = {keys.lane(lane).encode(): lane for lane in Lane}
+        self._key_of = {lane: keys.lane(lane) for lane in Lane}
+        self._lane_of = {key.encode(): lane for lane, key in self._key_of.items()}
         self._num_passes = 0
 
     def create_groups(self) -> None:
@@ -63,7 +64,7 @@ class Lanes:
     def _read(
         self, worker: str, lanes: Sequence[Lane], *, after: str, count: int, block_ms: int | None = None
     ) -> list[Delivery]:
-        keys = [self._keys.lane(lane) for lane in lanes]
+        keys = list(map(self._key_of.__getitem__, lanes))
         waiting = () if block_ms is None else ("BLOCK", block_ms)
         reading = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count, *waiting, "STREAMS", *keys)
         (reply,) = self._store.send([(*reading, *[after] * len(keys))])

@@ -41,11 +41,21 @@ _ENDINGS: dict[FinishReason, tuple[TerminalType, _FinalState]] = {
 Spell = Callable[[int], Piece]
 
 _position = itemgetter(0)
+_NOTHING_TOLD = ToldChoice()
 
 
 def since_accepted(tenure: Tenure, at_ms: float | None) -> float | None:
     """For a request's timings."""
     return None if at_ms is None else max(0.0, at_ms - tenure.accepted_ms)
+
+
+def timings_of(tenure: Tenure, first_token_ms: float | None, total_ms: float | None) -> Timings:
+    """As Timings would round them, which there is no need to ask."""
+    return Timings.of_checked(
+        queued=round(max(0.0, float(tenure.begun_ms - tenure.accepted_ms)), 1),
+        first_token=None if first_token_ms is None else round(float(first_token_ms), 1),
+        total=None if total_ms is None else round(total_ms, 1),
+    )
 
 
 class Ending(NamedTuple):
@@ -152,14 +162,18 @@ class Outbox:
         self._is_streaming = admission.is_streaming or self.tenure.lane is Lane.QUARANTINE
         self._fresh: list[TokenEvent] = []  # not yet put in order
         self._num_fresh = 0  # tokens of those
-        told = admission.told or (ToldChoice(),) * admission.request.params.n
+        told = admission.told or (_NOTHING_TOLD,) * admission.request.params.n
         self._choices = [_ChoiceSoFar(choice) for choice in told]
+        self.is_complete = False  # its last word was said: what remains is `finish`
+        self._is_exhausted = False
+        self.wants_retry = (
+            False  # it ended for no fault of its own: the engine failed on it, which may not happen again
+        )
         self._usage: Usage | None = None
         self._error: ErrorInfo | None = None
         self._first_token_ms = since_accepted(self.tenure, self.tenure.first_token_ms)
         self._total_ms: float | None = None
         self._published_at_s = now_s
-        self._is_exhausted = False
 
     # What was said
 
@@ -175,13 +189,15 @@ class Outbox:
             self._first_token_ms = since_accepted(self.tenure, now_ms)
         if event.error is not None:
             self._error = ErrorInfo(code=event.error.code, message=event.error.message)
+            self.wants_retry = event.error.code in RETRYABLE and not self._is_exhausted
         if event.usage is not None:
             usage = event.usage
-            self._usage = Usage(
+            self._usage = Usage.of_checked(
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
                 cached_tokens=usage.cached_tokens,
             )
+            self.is_complete = True
             self._total_ms = since_accepted(self.tenure, now_ms)
         return self._first_token_ms if is_first else None
 
@@ -190,19 +206,9 @@ class Outbox:
         """Of its last word, if that is an error."""
         return self._error.code if self._error is not None else None
 
-    @property
-    def is_complete(self) -> bool:
-        """Its last word was said: what remains is `finish`."""
-        return self._usage is not None
-
-    @property
-    def wants_retry(self) -> bool:
-        """It ended for no fault of its own: the engine failed on it, which may not happen again."""
-        return self._error is not None and self._error.code in RETRYABLE and not self._is_exhausted
-
     def exhaust(self) -> None:
         """It was retried often enough: the error is its last word."""
-        self._is_exhausted = True
+        self._is_exhausted, self.wants_retry = True, False
 
     @property
     def num_unpublished(self) -> int:
@@ -259,11 +265,7 @@ class Outbox:
         return Ending(self.tenure, self._final_reason(), usage, self._timings(), code, self._admission)
 
     def _timings(self) -> Timings:
-        return Timings(
-            queued=since_accepted(self.tenure, self.tenure.begun_ms),
-            first_token=self._first_token_ms,
-            total=self._total_ms,
-        )
+        return timings_of(self.tenure, self._first_token_ms, self._total_ms)
 
     def acknowledge(self, num_published: int, *, now_s: float) -> None:
         """The server has this many tokens: after a publication, or in place of one that left a gap or came twice.
@@ -340,11 +342,7 @@ class Rejected:
         return Usage(completion_tokens=self.tenure.num_published)
 
     def _timings(self) -> Timings:
-        return Timings(
-            queued=since_accepted(self.tenure, self.tenure.begun_ms),
-            first_token=since_accepted(self.tenure, self.tenure.first_token_ms),
-            total=self._total_ms,
-        )
+        return timings_of(self.tenure, since_accepted(self.tenure, self.tenure.first_token_ms), self._total_ms)
 
 
 def _logprob(token_id: int, logprob: Logprobs, spell: Spell) -> TokenLogprob:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from tokenmill.wire.keys import MAX_JOBS_PER_CALL
 from tokenmill.wire.store import Call, Claim, Finish, Held, Publication, Store, Transitions
@@ -11,24 +11,7 @@ from tokenmill_worker.queue.admission import Tenure
 from tokenmill_worker.queue.isolation import CODE, explain, spread
 from tokenmill_worker.queue.publisher import Receipt
 
-Job = TypeVar("Job")
-Reply = TypeVar("Reply")
-
-
-class _Part(Generic[Job, Reply]):
-    """One transition for any number of jobs, in calls of as many as a call may take."""
-
-    def __init__(self, build: Callable[[Sequence[Job]], Call[list[Reply]]], jobs: Sequence[Job]) -> None:
-        self._build = build
-        self._chunks = [jobs[start : start + MAX_JOBS_PER_CALL] for start in range(0, len(jobs), MAX_JOBS_PER_CALL)]
-
-    def calls(self) -> list[Call[list[Reply]]]:
-        return [self._build(some) for some in self._chunks]
-
-    def answers(self, store: Store, outcomes: Iterator[Any]) -> list[Reply | Exception]:
-        """One for each job, from the next outcomes, which are those of the calls."""
-        chunks = zip(self._chunks, outcomes, strict=False)
-        return [answer for some, outcome in chunks for answer in spread(store, self._build, some, outcome)]
+Build = Callable[[str, Sequence[Any]], Call[Any]]  # a transition's call, for a worker, of some jobs
 
 
 class ServerPost:
@@ -47,25 +30,29 @@ class ServerPost:
         *,
         wants_cancels: bool = True,
     ) -> Receipt:
-        publish = _Part(partial(self._transitions.publish, worker), publications)
-        finish = _Part(partial(self._transitions.finish, worker), finishes)
-        retry = _Part(partial(self._transitions.retry, worker), retries)
-        calls: list[Call[Any]] = [*publish.calls(), *finish.calls(), *retry.calls()]
+        transitions = self._transitions
+        builds = transitions.publish, transitions.finish, transitions.retry
+        parts = list(_parts(builds, (publications, finishes, retries)))
+        calls: list[Call[Any]] = [build(worker, some) for build, some, _ in parts]
         if wants_cancels:
-            calls.append(self._transitions.cancels(worker))
+            calls.append(transitions.cancels(worker))
         outcomes = self._store.attempt(calls)
-        left = iter(outcomes)
-        return Receipt(
-            published=publish.answers(self._store, left),
-            finished=finish.answers(self._store, left),
-            retried=retry.answers(self._store, left),
-            cancelled=_cancelled(outcomes[-1]) if wants_cancels else (),
-        )
+        answers: tuple[list[Any], list[Any], list[Any]] = [], [], []  # as `builds`
+        for (build, some, kind), outcome in zip(parts, outcomes, strict=False):
+            answers[kind].extend(spread(self._store, partial(build, worker), some, outcome))
+        return Receipt(*answers, _cancelled(outcomes[-1]) if wants_cancels else ())
 
     def condemn(self, tenure: Tenure, error: Exception) -> bool:
         claim = Claim(tenure.lane, tenure.entry_id, tenure.request_id, group=tenure.group)
         call = self._transitions.condemn(tenure.worker, claim, fence=tenure.fence, code=CODE, message=explain(error))
         return self._store.run(call)
+
+
+def _parts(builds: Sequence[Build], jobs: Sequence[Sequence[Any]]) -> Iterator[tuple[Build, Sequence[Any], int]]:
+    """Calls of as many jobs as a call may take: how to build it, of which jobs, and of which kind."""
+    for kind, (build, all_) in enumerate(zip(builds, jobs, strict=True)):
+        for start in range(0, len(all_), MAX_JOBS_PER_CALL):
+            yield build, all_[start : start + MAX_JOBS_PER_CALL], kind
 
 
 def _cancelled(renewal: Any) -> Sequence[str]:

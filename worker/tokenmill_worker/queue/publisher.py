@@ -82,6 +82,33 @@ class PublisherStatistics:
     num_writes_fenced: int = 0
 
 
+class _Outgoing(NamedTuple):
+    """What a flush has to say of which requests. `is_growing`: of one at least more is to come."""
+
+    due: list[Outbox]
+    ended: list[Outbox | Rejected]
+    failed: list[Outbox]
+    is_growing: bool
+
+
+def _sorted(boxes: Iterable[Outbox | Rejected], now_s: float, *, is_last: bool) -> _Outgoing:
+    due: list[Outbox] = []
+    ended: list[Outbox | Rejected] = []
+    failed: list[Outbox] = []
+    is_growing = False
+    for box in boxes:
+        if isinstance(box, Outbox):
+            if box.wants_retry:
+                failed.append(box)
+            if not box.is_complete:
+                is_growing = True
+                if box.is_due(now_s) or (is_last and box.num_unpublished):
+                    due.append(box)
+        if box.is_complete and not box.wants_retry:
+            ended.append(box)
+    return _Outgoing(due, ended, failed, is_growing)
+
+
 class Publisher(Service):
     """`open`, `publish` and `reject` may be called from any thread and never wait for the server.
 
@@ -111,8 +138,9 @@ class Publisher(Service):
         self._on_end = on_end
         self._settle_timeout_s = settle_timeout_s
         self._flush_interval_s = flush_interval_s
-        self._news = threading.Condition()
-        self._inbox: list[Admission | Rejected | TokenEvent] = []  # guarded by _news, as are the next two
+        self._lock = threading.RLock()
+        self._news = threading.Condition(self._lock)  # entered by its lock, which costs less
+        self._inbox: list[Admission | Rejected | TokenEvent] = []  # guarded by _lock, as are the next two
         self._is_urgent = False
         self._is_told = False  # of what is in the inbox
         self._outboxes: dict[str, Outbox | Rejected] = {}  # the thread's own, as is all that follows
@@ -128,13 +156,13 @@ class Publisher(Service):
         """Before the first event of an admitted request. The next `publish` wakes the thread, not this: it would take
         the interpreter from the step that comes between.
         """
-        with self._news:
+        with self._lock:
             self._inbox.append(admission)
 
     def publish(self, events: Sequence[TokenEvent]) -> None:
         """After every step. A request's first token goes out at once, others within the flush interval."""
         if events or (self._inbox and not self._is_told):
-            self._put(events, is_urgent=any(event.offset == 0 and event.token_ids for event in events))
+            self._put(events, is_urgent=_has_first(events))
 
     def reject(self, tenure: Tenure, *, code: str, message: str, told: Sequence[ToldChoice] = ()) -> None:
         """The last word about a request that cannot run, or not on from what earlier workers told."""
@@ -146,7 +174,7 @@ class Publisher(Service):
         return replace(self._statistics, first_token_p50_ms=p50_ms, first_token_p95_ms=p95_ms)
 
     def _put(self, news: Sequence[Admission | Rejected | TokenEvent], *, is_urgent: bool) -> None:
-        with self._news:
+        with self._lock:
             self._inbox.extend(news)
             self._is_urgent |= is_urgent
             if is_urgent or not self._is_told:
@@ -173,7 +201,7 @@ class Publisher(Service):
         return any(box.is_complete or box.num_unpublished for box in self._outboxes.values())
 
     def _wake(self) -> None:
-        with self._news:
+        with self._lock:
             self._news.notify()
 
     def _wait_until_due(self) -> None:
@@ -182,10 +210,10 @@ class Publisher(Service):
         Under load somebody always does: then it rests as long as the last flush took, REST_S at most, so that more goes
         out together.
         """
-        with self._news:
+        with self._lock:
             if not self._outboxes:
                 self._news.wait_for(lambda: self._inbox or self._stopping.is_set())
-            pause_s = self._next_flush_s - time.monotonic()
+            pause_s = 0.0 if self._is_urgent else self._next_flush_s - time.monotonic()
             if pause_s > 0:
                 self._news.wait_for(lambda: self._is_urgent or self._stopping.is_set(), timeout=pause_s)
             rest_s = self._rested_s - time.monotonic()
@@ -212,7 +240,7 @@ class Publisher(Service):
         self._count()
 
     def _sort_inbox(self) -> None:
-        with self._news:
+        with self._lock:
             inbox, self._inbox, self._is_told = self._inbox, [], False
         now_ms, now_s = self._now_ms(), time.monotonic()
         for news in inbox:
@@ -247,27 +275,26 @@ class Publisher(Service):
     def _send(self, *, is_last: bool) -> None:
         """Also when nothing is due: while something runs, its cancellation must be heard of soon."""
         boxes = list(self._outboxes.values())
-        for worker in {box.tenure.worker for box in boxes}:  # two at most: before and after a lost lease
-            self._send_as(worker, [box for box in boxes if box.tenure.worker == worker], is_last=is_last)
+        workers = {box.tenure.worker for box in boxes}  # two at most: before and after a lost lease
+        for worker in workers:
+            own = boxes if len(workers) == 1 else [box for box in boxes if box.tenure.worker == worker]
+            self._send_as(worker, own, is_last=is_last)
 
     def _send_as(self, worker: str, boxes: Sequence[Outbox | Rejected], *, is_last: bool) -> None:
-        now_s = time.monotonic()
-        growing = [box for box in boxes if isinstance(box, Outbox) and not box.is_complete]
-        due = [box for box in growing if box.is_due(now_s) or (is_last and box.num_unpublished)]
-        ended = [box for box in boxes if box.is_complete and not box.wants_retry]
-        failed = [box for box in boxes if isinstance(box, Outbox) and box.wants_retry]
+        out = _sorted(boxes, time.monotonic(), is_last=is_last)
         receipt = self._post.send(
             worker,
-            [box.publication() for box in due],
-            [box.finish() for box in ended],
-            [Held(box.tenure.request_id, box.tenure.fence) for box in failed],
-            wants_cancels=bool(growing),  # else nothing runs that could be cancelled
+            [box.publication() for box in out.due],
+            [box.finish() for box in out.ended],
+            [Held(box.tenure.request_id, box.tenure.fence) for box in out.failed],
+            wants_cancels=out.is_growing,  # else nothing runs that could be cancelled
         )
-        self._holdings.cancel(receipt.cancelled)
+        if receipt.cancelled:
+            self._holdings.cancel(receipt.cancelled)
         troubles = [
-            *self._take(zip(due, receipt.published, strict=True), self._take_publish_reply),
-            *self._take(zip(ended, receipt.finished, strict=True), self._take_finish_reply),
-            *self._take(zip(failed, receipt.retried, strict=True), self._take_retry_reply),
+            *self._take(zip(out.due, receipt.published, strict=True), self._take_publish_reply),
+            *self._take(zip(out.ended, receipt.finished, strict=True), self._take_finish_reply),
+            *self._take(zip(out.failed, receipt.retried, strict=True), self._take_retry_reply),
         ]
         self._face(troubles)
 
@@ -349,3 +376,11 @@ class Publisher(Service):
         self._num_writes_fenced += 1
         del self._outboxes[box.tenure.request_id]
         self._holdings.fence(box.tenure)
+
+
+def _has_first(events: Sequence[TokenEvent]) -> bool:
+    """Is one of them a request's first token?"""
+    for event in events:  # noqa: SIM110  # a generator's frame for each would cost as much again
+        if event.offset == 0 and event.token_ids:
+            return True
+    return False

@@ -21,7 +21,8 @@ class ReadyBuffer:
 
     def __init__(self, is_wanted: Callable[[Admission], bool]) -> None:
         self._is_wanted = is_wanted
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # entered by its lock, which costs less
         self._admissions: list[Admission] = []
         self._capacity = _NOTHING
         self._typical_tokens = 0.0  # of one admission, exponentially weighted mean; 0: none was seen
@@ -37,7 +38,7 @@ class ReadyBuffer:
 
         With a timeout, waits that long for the first admission; `close` ends the wait.
         """
-        with self._changed:
+        with self._lock:
             self._capacity = capacity
             self._changed.notify_all()
             if timeout_s is not None:
@@ -52,7 +53,7 @@ class ReadyBuffer:
     # The reader's side
 
     def put(self, *admissions: Admission) -> None:
-        with self._changed:
+        with self._lock:
             self._admissions += admissions
             for admission in admissions:
                 before = self._typical_tokens or admission.num_tokens
@@ -64,14 +65,14 @@ class ReadyBuffer:
 
         How large a request is shows only when it is here, so room for them is guessed from those that came before.
         """
-        with self._changed:
+        with self._lock:
             fitting, left = self._fitting(is_idle=False)
             expected = int(min(left.num_rows, left.num_tokens / self._typical_tokens)) if self._typical_tokens else 0
             return min(FETCH_MAX, expected + READY_MAX - (len(self._admissions) - fitting))
 
     def wait_for_room(self, num_wanted: int, *, timeout_s: float) -> int:
         """The room, once it is at least `num_wanted`; or what there is when the time is over or the buffer closed."""
-        with self._changed:
+        with self._lock:
             room = self.room()
             if room < num_wanted:
                 self._changed.wait_for(lambda: self._is_closed or self.room() >= num_wanted, timeout=timeout_s)
@@ -80,20 +81,21 @@ class ReadyBuffer:
 
     def close(self) -> None:
         """Wake whoever waits; nobody needs to wait any more."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             self._changed.notify_all()
 
     def clear(self) -> None:
-        with self._changed:
+        with self._lock:
             self._admissions.clear()
 
     def _fitting(self, *, is_idle: bool) -> tuple[int, Capacity]:
         """How many of the first admissions fit, and the capacity they leave."""
         rows, tokens = self._capacity.num_rows, self._capacity.num_tokens
         for count, admission in enumerate(self._admissions):
-            fits = admission.num_rows <= rows and admission.num_tokens <= tokens
+            num_rows, num_tokens = admission.num_rows, admission.num_tokens
+            fits = num_rows <= rows and num_tokens <= tokens
             if not fits and not (is_idle and count == 0):
                 return count, Capacity(rows, tokens)
-            rows, tokens = max(0, rows - admission.num_rows), max(0, tokens - admission.num_tokens)
+            rows, tokens = max(0, rows - num_rows), max(0, tokens - num_tokens)
         return len(self._admissions), Capacity(rows, tokens)

@@ -24,21 +24,19 @@ class SharedReady(ReadyBuffer):
 
     def __init__(self, is_wanted: Callable[[Admission], bool], num_readers: int) -> None:
         super().__init__(is_wanted)
-        lock = threading.RLock()
-        self._changed = threading.Condition(lock)
-        self._turn = threading.Condition(lock)  # only who is next need wake when the engine takes something
+        self._turn = threading.Condition(self._lock)  # only who is next need wake when the engine takes something
         self._num_readers = num_readers
         self._num_closed = 0
         self._waiting: deque[Share] = deque()
         self._granted: dict[Share, int] = {}
 
     def room(self) -> int:
-        with self._changed:
+        with self._lock:
             return super().room() - sum(self._granted.values())
 
     def grant(self, share: "Share", num_wanted: int, *, timeout_s: float) -> int:
         """At least `num_wanted`; less when the time is over, or the share closed."""
-        with self._changed:
+        with self._lock:
             self.give_back(share)
             self._waiting.append(share)
             if self._turn.wait_for(lambda: share.is_closed or self._waiting[0] is share, timeout_s):
@@ -50,18 +48,18 @@ class SharedReady(ReadyBuffer):
             return granted
 
     def put_granted(self, share: "Share", admissions: Sequence[Admission]) -> None:
-        with self._changed:
+        with self._lock:
             self._granted[share] = max(0, self._granted.get(share, 0) - len(admissions))
             self.put(*admissions)
 
     def give_back(self, share: "Share") -> None:
-        with self._changed:
+        with self._lock:
             if self._granted.pop(share, 0):
                 self._changed.notify_all()
 
     def close_one(self) -> None:
         """The engine need not wait any more once the last reader has closed."""
-        with self._changed:
+        with self._lock:
             self._num_closed += 1
             if self._num_closed == self._num_readers:
                 self.close()

@@ -102,7 +102,8 @@ def main() -> None:
     ]
     for name in found[0]:
         print(f"{name:<22}" + "".join(f"{one[name]:>12,.1f}" for one in found))
-    line = print_json("flush_interval", {"by_flush_interval": found}, {**vars(args), "prompts": work.source})
+    result = {"by_flush_interval": found, "num_flushed": args.num_requests}
+    line = print_json("flush_interval", result, {**vars(args), "prompts": work.source})
     if args.keep:
         keep_line("flush_interval", line)
 

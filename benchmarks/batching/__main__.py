@@ -5,15 +5,15 @@ python -m benchmarks.batching --render    draws page and pictures from the kept 
 
 Caveats: a closed loop with as many clients as rows, on the bare engine; each point twice, there and back. Rates are
 what an undisturbed machine gives (medians over steps). The three ways under arrivals have prompts and answers of a
-quarter of the usual length. Padded and packed static batches run once each over transformers' own model class.
+quarter of the usual length. Padded and packed static batches run once each over transformers' own model class. The page
+also shows what `python -m benchmarks.flush_interval --keep` has measured through the queue.
 """
 
 import argparse
-import json
 
-from benchmarks.batching.page import write_page
+from benchmarks.batching.page import kept_result, write_page
 from benchmarks.engines import add_engine_arguments, engine_settings
-from benchmarks.report import RESULTS, keep_line, print_json
+from benchmarks.report import keep_line, print_json
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         if args.keep:
             keep_line(args.name, line)
     if args.render or args.keep:
-        write_page(json.loads((RESULTS / f"{args.name}.json").read_text()))
+        write_page(kept_result(args.name))
 
 
 if __name__ == "__main__":

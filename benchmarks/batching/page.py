@@ -1,10 +1,13 @@
 """docs/batching.md and its pictures from one kept result, which has every figure of the page. Measures nothing."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenmill_worker.tune.chart import Chart, Dot, Mark, Series
+
+from benchmarks.report import RESULTS
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -28,8 +31,18 @@ HEADS = {
     "waste": "computed for nobody",
     "interval": "steps",
     "tokens": "tokens",
+    "flush_interval_ms": "ms collected",
+    "gap_p50_ms": "ms between deltas p50",
+    "gap_p95_ms": "p95",
+    "tokens_per_delta": "tokens a delta",
 }
 FORMATS = {"tokens_per_s": "{:.0f}", "load": "{:.0%}", "ratio": "{:.1f} x", "waste": "{:.0%}", "rate": "{:.2f}"}
+
+
+def kept_result(name: str) -> Result:
+    """The figures of the whole page: what this benchmark kept, and what the one of the flush interval did."""
+    files = (RESULTS / "flush_interval.json", RESULTS / f"{name}.json")
+    return {key: value for file in files for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
 def write_page(result: Result, *, page: Path = PAGE, images: Path = IMAGES) -> None:
@@ -158,6 +171,7 @@ def setup(result: Result) -> dict[str, str]:
         "git": machine["git"],
         "packages": ", ".join(f"{name} {version}" for name, version in machine["packages"].items()),
         "num_requests": f"{result['num_requests']}",
+        "num_flushed": f"{result['num_flushed']}",
     }
 
 
@@ -188,6 +202,10 @@ def tables(result: Result) -> dict[str, str]:
         "ways_table": table(result["by_way"], ("load", "rate", "way", "tokens_per_s", *ttft, "token_p50_ms")),
         "forms_table": table(with_ratio(result["by_form"]), ("slots", "form", "tokens_per_s", "ratio", "waste")),
         "interval_table": table(result["by_interval"], ("interval", "tokens_per_s", "num_rows", *token, *ttft)),
+        "flush_table": table(
+            result["by_flush_interval"],
+            ("flush_interval_ms", "tokens_per_s", "gap_p50_ms", "gap_p95_ms", "tokens_per_delta"),
+        ),
         "tokens_table": table(result["by_tokens"], ("tokens", "tokens_per_s", "token_p99_ms", "ttft_p95_ms")),
     }
 

@@ -1,6 +1,5 @@
 """The report on batch sizes: its loads on a simulated machine, its page from figures that are made up."""
 
-import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from tokenmill_worker.tune.figures import Figures
 from tokenmill_worker.tune.space import Point
 
 from benchmarks.batching.loads import WAYS, ArrivalLoop
-from benchmarks.batching.page import IMAGES, PAGE, charts, text, write_page
+from benchmarks.batching.page import IMAGES, PAGE, charts, kept_result, text, write_page
 from benchmarks.report import RESULTS
 from tests.tune.machine import Clock, simulated_loop
 
@@ -41,6 +40,11 @@ def made_up() -> dict[str, Any]:
         "num_requests": 32,
         "by_rows": [figures(min(num, 32) * 10.0, 12.0 + num) | {"num_rows": num} for num in rows],
         "by_interval": [figures(300 - num, 40) | {"interval": num} for num in (1, 2, 4)],
+        "by_flush_interval": [
+            {"flush_interval_ms": 50.0, "tokens_per_s": 500.0, "gap_p50_ms": 51.0, "gap_p95_ms": 80.0}
+            | {"tokens_per_delta": 1.1}
+        ],
+        "num_flushed": 64,
         "by_tokens": [figures(300, 40) | {"tokens": num} for num in (64, 512)],
         "by_way": [figures(100, 40) | {"way": way, "load": 0.5, "rate": 2.0} for way in WAYS],
         "by_form": [{"form": "padded (pad_sequence)", "slots": 4, "tokens_per_s": 50.0, "waste": 0.6}],
@@ -67,7 +71,7 @@ def test_a_machine_without_a_roofline_gets_a_page_too() -> None:
 
 def test_the_committed_page_is_that_of_the_committed_result() -> None:
     for kept in RESULTS.glob("batching_smollm2_cpu.json"):
-        result = json.loads(kept.read_text())
+        result = kept_result(kept.stem)
         assert PAGE.read_text() == text(result), "run: python -m benchmarks.batching --render"
         for name, chart in charts(result).items():
             assert (IMAGES / f"{name}.svg").read_text() == chart.svg()

@@ -12,7 +12,7 @@ from tokenmill_worker.engine import EngineConfig, loading, surgery
 from tokenmill_worker.engine.adapter import Adapter
 from tokenmill_worker.engine.attention import backend_named
 from tokenmill_worker.engine.guard import Truth, check
-from tokenmill_worker.engine.surgery.fused import Fusion
+from tokenmill_worker.engine.surgery.fused import Stack
 from tokenmill_worker.engine.surgery.linear import PlainLinear, make_linear
 from tokenmill_worker.engine.surgery.norm import rms_norm_of
 from tokenmill_worker.engine.surgery.ops import LIBRARY, PLAIN, Ops
@@ -80,7 +80,7 @@ def test_half_precision_is_as_near_to_float32_as_the_model_itself(backend: str) 
     truth.check(adapter)
 
 
-def test_a_layer_in_one_call_is_the_layer_part_by_part_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_in_one_call_are_the_layers_part_by_part_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.ops.tokenmill_cpu.has_fast_bfloat16():
         return  # oneDNN's products are taken there, and layers run part by part
     adapter, truth = packed("llama", torch.bfloat16, "cpu")
@@ -91,8 +91,24 @@ def test_a_layer_in_one_call_is_the_layer_part_by_part_to_the_bit(monkeypatch: p
     batch = truth.first_step(adapter)
     keep = np.arange(3, batch.num_tokens)
     fused = adapter.logits(batch, keep)
-    monkeypatch.setattr(Fusion, "run", lambda *_: None)
+    monkeypatch.setattr(Stack, "run", lambda *_: None)
     assert torch.equal(adapter.logits(batch, keep), fused)
+
+
+@pytest.mark.parametrize("num_threads", [2, 7])
+def test_layers_in_one_call_say_the_same_whoever_comes_to_help(num_threads: int) -> None:
+    """More threads than cores: some come too late for a product, and others do their part."""
+    adapter, truth = packed("llama", torch.bfloat16, "cpu")
+    operate(adapter, truth)
+    batch, before = truth.first_step(adapter), torch.get_num_threads()
+    keep = np.arange(batch.num_tokens)
+    try:
+        torch.set_num_threads(1)
+        alone = adapter.logits(batch, keep)
+        torch.set_num_threads(num_threads)
+        assert all(torch.equal(adapter.logits(batch, keep), alone) for _ in range(20))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_weights_are_not_kept_twice() -> None:

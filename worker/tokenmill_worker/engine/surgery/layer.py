@@ -95,17 +95,13 @@ class Layer:
     mlp: Mlp
     mlp_out: Norm | None
     multiplier: float  # of what is added to the residual
-    fusion: Fusion | None = None  # the same in one call
+    fusion: Fusion | None = None  # the same for the library
 
     def run(self, residual: Tensor, x: Tensor, rope: Rope, following: Norm, keep: Tensor | None = None) -> Tensor:
         """residual [T, C], changed in place, and x = attention_in(residual) -> following(residual).
 
         `keep`: only these tokens' results are wanted, [len(keep), C]; the residual then stays unfinished.
         """
-        if self.fusion is not None and keep is None:
-            fused = self.fusion.run(residual, x, rope, following)
-            if fused is not None:
-                return fused
         attended = self.attention(x, rope)
         if keep is not None:
             attended, residual = attended.index_select(0, keep), residual.index_select(0, keep)

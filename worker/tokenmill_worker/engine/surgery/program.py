@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokenmill_worker.engine.surgery.fused import Stack, stack_of
 from tokenmill_worker.engine.surgery.layer import Layer, Rope
 from tokenmill_worker.engine.surgery.linear import Linear
 from tokenmill_worker.engine.surgery.norm import Norm
@@ -15,7 +17,7 @@ from tokenmill_worker.engine.surgery.recording import rope_of
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (any tensor of the dtype, positions [1, T]) -> cos, sin
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Program:
     embedding: nn.Module
     embedding_scale: float
@@ -35,12 +37,28 @@ class Program:
         residual = self.embed(token_ids)
         ropes = [self._rope(rotary(residual, positions[None]), residual.dtype) for rotary in self.rotaries]
         x = self.layers[0][0].attention_in(residual)
-        for index, (layer, rotary) in enumerate(self.layers[:-1]):
-            x = layer.run(residual, x, ropes[rotary], self.layers[index + 1][0].attention_in)
+        if len(keep) == len(token_ids):
+            return self._through(residual, x, ropes, len(self.layers)).index_select(0, keep)
+        x = self._through(residual, x, ropes, len(self.layers) - 1)
         last, rotary = self.layers[-1]
-        kept = None if len(keep) == len(token_ids) else keep
-        x = last.run(residual, x, ropes[rotary], self.norm, kept)
-        return x if kept is not None else x.index_select(0, keep)
+        return last.run(residual, x, ropes[rotary], self.norm, keep)
+
+    def _through(self, residual: Tensor, x: Tensor, ropes: Sequence[Rope], count: int) -> Tensor:
+        """The first `count` layers."""
+        fused = None if self._stack is None else self._stack.run(residual, x, ropes, count)
+        if fused is not None:
+            return fused
+        for (layer, rotary), following in zip(self.layers[:count], self._following, strict=False):
+            x = layer.run(residual, x, ropes[rotary], following)
+        return x
+
+    @cached_property
+    def _stack(self) -> Stack | None:
+        return stack_of(self.layers, self._following)
+
+    @cached_property
+    def _following(self) -> list[Norm]:
+        return [*(layer.attention_in for layer, _ in self.layers[1:]), self.norm]
 
     def _rope(self, embeddings: tuple[Tensor, Tensor], dtype: torch.dtype) -> Rope:
         return rope_of(embeddings, dtype, are_half=self.are_half)

@@ -6,7 +6,7 @@
 namespace tokenmill {
 namespace {
 
-constexpr int64_t GRAIN = 16384;  // elements worth waking another thread for
+constexpr int64_t GRAIN = 2048;  // elements worth waking another thread for
 
 int64_t rows_of_grain(int64_t width) { return GRAIN / width + 1; }
 

@@ -2,18 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
+#include "team.h"
 #include "vec.h"
 
 namespace tokenmill {
 
 inline constexpr int64_t PAGE_SIZE = 32;  // tokens, as in engine/batch.py
 inline constexpr int64_t MAX_KEY_DIM = 1024;
-
-// body(begin, end) over parts of [0, count), on torch's own threads; parts have at least `grain` elements.
-void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
-int64_t num_threads();
 
 // engine/batch.py's PackedBatch: row r owns tokens [row_starts[r], row_starts[r + 1]) and its pages.
 struct Step {

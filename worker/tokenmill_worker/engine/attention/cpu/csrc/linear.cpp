@@ -4,7 +4,6 @@
 #include "linear.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "team.h"
 
 namespace tokenmill_linear {
 namespace {
@@ -60,17 +60,16 @@ struct Workspace {
 
 class Product {
  public:
-  Product(const Tensor& x, const Weight& weight, Format format, const Kernels& kernels)
-      : x_(x), weight_(weight), output_(at::empty({x.size(0), weight.num_columns}, x.options())) {
+  Product(const Tensor& x, const Weight& weight, Format format, const Kernels& kernels, Tensor& output)
+      : x_(x), weight_(weight), output_(output) {
     prepare_row_ = format == Format::w8a8 ? kernels.quantize : kernels.round;
     multiply_ = format == Format::w8a8 ? kernels.w8a8 : format == Format::w8a16 ? kernels.w8a16 : kernels.bf16;
     num_units_ = weight.packed.size(1);
     num_blocks_ = (x.size(0) + kernels.max_rows - 1) / kernels.max_rows;
   }
 
-  Tensor run() {
+  void run() {
     if (x_.size(0) > 0) x_.size(0) <= kAlone ? run_alone() : run_together();
-    return output_;
   }
 
  private:
@@ -85,19 +84,19 @@ class Product {
   void run_together() {
     Workspace& shared = Workspace::own();
     shared.fit(x_.size(0), num_units_);
-    at::parallel_for(0, num_blocks_, 1, [&](int64_t begin, int64_t end) { prepare(shared, begin, end); });
+    tokenmill::parallel_for(num_blocks_, 1, [&](int64_t begin, int64_t end) { prepare(shared, begin, end); });
     for_each_panel([&shared](Workspace*& ready) { ready = &shared; });
   }
 
   // A task is a panel and a part of the rows; there are several parts only where panels are few for the threads.
   template <typename Ready>
   void for_each_panel(Ready make_ready) {
-    int64_t panels = weight_.num_panels(), wanted = 4 * at::get_num_threads();
+    int64_t panels = weight_.num_panels(), wanted = 4 * tokenmill::num_threads();
     int64_t parts = panels >= wanted ? 1 : std::min(num_blocks_, (wanted + panels - 1) / panels);
-    at::parallel_for(0, panels * parts, 1, [&](int64_t begin, int64_t end) {
+    tokenmill::share(panels * parts, [&](tokenmill::Tasks& tasks) {
       Workspace* ready = nullptr;
-      make_ready(ready);
-      for (int64_t task = begin; task < end; ++task) {
+      for (int64_t task; tasks.take(task);) {
+        if (ready == nullptr) make_ready(ready);
         int64_t part = task % parts;
         multiply(*ready, task / parts, part * num_blocks_ / parts, (part + 1) * num_blocks_ / parts);
       }
@@ -147,7 +146,7 @@ class Product {
 
   const Tensor& x_;
   const Weight& weight_;
-  Tensor output_;
+  Tensor& output_;
   Prepare prepare_row_;
   Multiply multiply_;
   int64_t num_units_, num_blocks_;
@@ -160,11 +159,11 @@ const float* floats(const OptionalTensor& values, int64_t count) {
   return values->const_data_ptr<float>();
 }
 
-Tensor product(const Tensor& input, const Tensor& packed, int64_t num_columns, const OptionalTensor& scales,
-               const OptionalTensor& sums, const OptionalTensor& bias, const OptionalTensor& factors, Format format,
-               bool portable) {
-  TORCH_CHECK(input.dim() == 2, "x must be a matrix");
-  Tensor x = input.contiguous();
+// Into `output`, [rows of x, num_columns].
+void product(const Tensor& x, const Tensor& packed, int64_t num_columns, const OptionalTensor& scales,
+             const OptionalTensor& sums, const OptionalTensor& bias, const OptionalTensor& factors, Format format,
+             bool portable, Tensor& output) {
+  TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), "x must be a contiguous matrix");
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "x must be float32 or bfloat16");
   int64_t per_unit = format == Format::w8a8 ? 4 : 2, unit_bytes = format == Format::w8a16 ? 2 : 4;
   TORCH_CHECK(packed.dim() == 3 && packed.is_contiguous() && packed.scalar_type() == at::kByte &&
@@ -174,22 +173,31 @@ Tensor product(const Tensor& input, const Tensor& packed, int64_t num_columns, c
   static const Kernels fast = fast_kernels(), plain = portable_kernels();
   Weight weight{packed, num_columns, floats(scales, num_columns), floats(sums, num_columns), floats(bias, num_columns),
                 floats(factors, x.size(1))};
-  return Product(x, weight, format, portable ? plain : fast).run();
+  Product(x, weight, format, portable ? plain : fast, output).run();
+}
+
+Tensor new_product(const Tensor& input, const Tensor& packed, int64_t num_columns, const OptionalTensor& scales,
+                   const OptionalTensor& sums, const OptionalTensor& bias, const OptionalTensor& factors,
+                   Format format, bool portable) {
+  TORCH_CHECK(input.dim() == 2, "x must be a matrix");
+  Tensor x = input.contiguous(), output = at::empty({x.size(0), num_columns}, x.options());
+  product(x, packed, num_columns, scales, sums, bias, factors, format, portable, output);
+  return output;
 }
 
 Tensor linear_w8a8(const Tensor& x, const Tensor& packed, const Tensor& scales, const Tensor& sums,
                    const OptionalTensor& bias, const OptionalTensor& factors, bool portable) {
-  return product(x, packed, scales.numel(), scales, sums, bias, factors, Format::w8a8, portable);
+  return new_product(x, packed, scales.numel(), scales, sums, bias, factors, Format::w8a8, portable);
 }
 
 Tensor linear_w8a16(const Tensor& x, const Tensor& packed, const Tensor& scales, const OptionalTensor& bias,
                     bool portable) {
-  return product(x, packed, scales.numel(), scales, {}, bias, {}, Format::w8a16, portable);
+  return new_product(x, packed, scales.numel(), scales, {}, bias, {}, Format::w8a16, portable);
 }
 
 Tensor linear_bf16(const Tensor& x, const Tensor& packed, int64_t num_columns, const OptionalTensor& bias,
                    bool portable) {
-  return product(x, packed, num_columns, {}, {}, bias, {}, Format::bf16, portable);
+  return new_product(x, packed, num_columns, {}, {}, bias, {}, Format::bf16, portable);
 }
 
 Format format_named(const std::string& name) {
@@ -204,8 +212,8 @@ bool has_fast_bfloat16() { return fast_kernels().has_fast_bfloat16; }
 
 }  // namespace
 
-Tensor Linear::operator()(const Tensor& x) const {
-  return product(x, packed, num_columns, scales, sums, bias, factors, format_named(format), false);
+void Linear::operator()(const Tensor& x, Tensor& output) const {
+  product(x, packed, num_columns, scales, sums, bias, factors, format_named(format), false, output);
 }
 
 // `portable`: the kernels in plain C++, which are else taken only where the processor lacks the instructions.

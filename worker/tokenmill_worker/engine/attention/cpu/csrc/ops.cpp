@@ -1,5 +1,4 @@
 // The ops of namespace tokenmill_cpu: checks what torch hands over and calls the kernels. The only file that knows torch.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -8,12 +7,6 @@
 #include "ops.h"
 
 namespace tokenmill {
-
-void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  at::parallel_for(0, count, grain, body);
-}
-
-int64_t num_threads() { return at::get_num_threads(); }
 
 namespace {
 
@@ -116,11 +109,11 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor key_p
 
 }  // namespace
 
-Tensor rope_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor key_pages, Tensor value_pages,
-                      const Tensor& row_starts, const Tensor& context_lens, const Tensor& page_ids,
-                      const Tensor& page_starts, const Tensor& slots, int64_t num_heads, int64_t num_kv_heads,
-                      double scale, std::optional<int64_t> window, std::optional<double> softcap,
-                      OptionalTensor sinks) {
+void rope_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& key_pages,
+                    const Tensor& value_pages, const Tensor& row_starts, const Tensor& context_lens,
+                    const Tensor& page_ids, const Tensor& page_starts, const Tensor& slots, int64_t num_heads,
+                    int64_t num_kv_heads, double scale, std::optional<int64_t> window, std::optional<double> softcap,
+                    OptionalTensor sinks, Tensor& out) {
   check_dense(qkv, 2, "qkv");
   check_dense(cos, 2, "cos");
   check_dense(sin, 2, "sin");
@@ -138,21 +131,31 @@ Tensor rope_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, T
   TORCH_CHECK(cos.scalar_type() == at::kFloat || cos.scalar_type() == qkv.scalar_type(),
               "cos and sin must be float32 or of qkv's type");
   const Rope rope{cos.const_data_ptr(), sin.const_data_ptr(), rotary, cos.scalar_type() == at::kFloat};
-  Tensor result = at::empty({tokens, num_heads * dim}, qkv.options());
   for_dtype(qkv, [&](auto element) {
     using T = decltype(element);
     const T* first = data<T>(qkv);
     const Heads<const T> query{first, width, dim}, key{first + num_heads * dim, width, dim};
     const Heads<const T> value{first + (num_heads + num_kv_heads) * dim, width, dim};
     const Pages<T> pages{data<T>(key_pages), data<T>(value_pages)};
-    attend<T>(query, key, value, rope, pages, step, layer, data<T>(result));
+    attend<T>(query, key, value, rope, pages, step, layer, data<T>(out));
   });
-  return result;
 }
 
 namespace {
 
-Tensor norm(const Tensor* residual, const Tensor& x, const Tensor& weight, double eps, double offset) {
+Tensor rope_attention_op(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor key_pages, Tensor value_pages,
+                         const Tensor& row_starts, const Tensor& context_lens, const Tensor& page_ids,
+                         const Tensor& page_starts, const Tensor& slots, int64_t num_heads, int64_t num_kv_heads,
+                         double scale, std::optional<int64_t> window, std::optional<double> softcap,
+                         OptionalTensor sinks) {
+  check_dense(key_pages, 4, "key_pages");
+  Tensor result = at::empty({qkv.size(0), num_heads * key_pages.size(3)}, qkv.options());
+  rope_attention(qkv, cos, sin, key_pages, value_pages, row_starts, context_lens, page_ids, page_starts, slots,
+                 num_heads, num_kv_heads, scale, window, softcap, std::move(sinks), result);
+  return result;
+}
+
+void norm(const Tensor* residual, const Tensor& x, const Tensor& weight, double eps, double offset, Tensor& out) {
   check_dense(x, 2, "x");
   check_dense(weight, 1, "weight");
   check_alike(weight, x, "weight");
@@ -162,17 +165,23 @@ Tensor norm(const Tensor* residual, const Tensor& x, const Tensor& weight, doubl
     check_alike(*residual, x, "residual");
     TORCH_CHECK(residual->sizes() == x.sizes(), "residual and x differ in shape");
   }
-  Tensor out = at::empty(x.sizes(), x.options());
   for_dtype(x, [&](auto element) {
     using T = decltype(element);
     rms_norm<T>(residual == nullptr ? nullptr : data<T>(*residual), data<T>(x), data<T>(weight),
                 static_cast<float>(eps), static_cast<float>(offset), x.size(0), x.size(1), data<T>(out));
   });
-  return out;
 }
 
 Tensor rms_norm_op(const Tensor& x, const Tensor& weight, double eps, double offset) {
-  return norm(nullptr, x, weight, eps, offset);
+  Tensor out = at::empty(x.sizes(), x.options());
+  norm(nullptr, x, weight, eps, offset, out);
+  return out;
+}
+
+Tensor add_rms_norm_op(Tensor residual, const Tensor& x, const Tensor& weight, double eps, double offset) {
+  Tensor out = at::empty(x.sizes(), x.options());
+  norm(&residual, x, weight, eps, offset, out);
+  return out;
 }
 
 Activation activation_named(std::string_view name) {
@@ -183,23 +192,28 @@ Activation activation_named(std::string_view name) {
 
 }  // namespace
 
-Tensor add_rms_norm_op(Tensor residual, const Tensor& x, const Tensor& weight, double eps, double offset) {
-  return norm(&residual, x, weight, eps, offset);
+void add_rms_norm(const Tensor& residual, const Tensor& x, const Tensor& weight, double eps, double offset,
+                  Tensor& out) {
+  norm(&residual, x, weight, eps, offset, out);
 }
 
-Tensor act_mul_op(const Tensor& gate_up, std::string_view act) {
+void act_mul(const Tensor& gate_up, std::string_view act, Tensor& out) {
   check_dense(gate_up, 2, "gate_up");
   const Activation activation = activation_named(act);
-  const int64_t rows = gate_up.size(0), width = gate_up.size(1) / 2;
-  Tensor out = at::empty({rows, width}, gate_up.options());
   for_dtype(gate_up, [&](auto element) {
     using T = decltype(element);
-    act_mul<T>(data<T>(gate_up), activation, rows, width, data<T>(out));
+    act_mul<T>(data<T>(gate_up), activation, gate_up.size(0), gate_up.size(1) / 2, data<T>(out));
   });
-  return out;
 }
 
 namespace {
+
+Tensor act_mul_op(const Tensor& gate_up, std::string_view act) {
+  check_dense(gate_up, 2, "gate_up");
+  Tensor out = at::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
+  act_mul(gate_up, act, out);
+  return out;
+}
 
 Tensor argmax_op(const Tensor& logits) {
   check_dense(logits, 2, "logits");
@@ -237,5 +251,5 @@ TORCH_LIBRARY_IMPL(tokenmill_cpu, CPU, m) {
   m.impl("act_mul", tokenmill::act_mul_op);
   m.impl("argmax", tokenmill::argmax_op);
   m.impl("attention", tokenmill::attention);
-  m.impl("rope_attention", tokenmill::rope_attention);
+  m.impl("rope_attention", tokenmill::rope_attention_op);
 }

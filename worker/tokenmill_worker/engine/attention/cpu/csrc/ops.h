@@ -1,4 +1,5 @@
-// The operations behind the ops, for whoever calls several of them at once (layer.cpp). Shapes as in ops.cpp's schemas.
+// The operations behind the ops, for whoever calls several of them at once (layer.cpp). Shapes as in ops.cpp's schemas;
+// what comes of it goes to `out`.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,13 +15,14 @@ namespace tokenmill {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-Tensor rope_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor key_pages, Tensor value_pages,
-                      const Tensor& row_starts, const Tensor& context_lens, const Tensor& page_ids,
-                      const Tensor& page_starts, const Tensor& slots, int64_t num_heads, int64_t num_kv_heads,
-                      double scale, std::optional<int64_t> window, std::optional<double> softcap,
-                      OptionalTensor sinks);
-Tensor add_rms_norm_op(Tensor residual, const Tensor& x, const Tensor& weight, double eps, double offset);
-Tensor act_mul_op(const Tensor& gate_up, std::string_view act);
+void rope_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& key_pages,
+                    const Tensor& value_pages, const Tensor& row_starts, const Tensor& context_lens,
+                    const Tensor& page_ids, const Tensor& page_starts, const Tensor& slots, int64_t num_heads,
+                    int64_t num_kv_heads, double scale, std::optional<int64_t> window, std::optional<double> softcap,
+                    OptionalTensor sinks, Tensor& out);
+void add_rms_norm(const Tensor& residual, const Tensor& x, const Tensor& weight, double eps, double offset,
+                  Tensor& out);
+void act_mul(const Tensor& gate_up, std::string_view act, Tensor& out);
 
 }  // namespace tokenmill
 
@@ -38,7 +40,8 @@ struct Linear : torch::CustomClassHolder {
         factors(std::move(factors)),
         format(std::move(format)) {}
 
-  at::Tensor operator()(const at::Tensor& x) const;
+  // output [T, num_columns]
+  void operator()(const at::Tensor& x, at::Tensor& output) const;
 
   const at::Tensor packed;
   const int64_t num_columns;

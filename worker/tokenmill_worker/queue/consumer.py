@@ -24,14 +24,16 @@ from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
 from tokenmill_worker.queue.quarantine import Quarantine
 from tokenmill_worker.queue.ready import ReadyBuffer
 from tokenmill_worker.queue.service import Service
+from tokenmill_worker.queue.sharing import GatedIntake
 
 if TYPE_CHECKING:
-    from tokenmill_worker.queue.intake import Intake
-    from tokenmill_worker.queue.sharing import GatedIntake, Share
+    from tokenmill_worker.queue.intake import Begun, Intake
+    from tokenmill_worker.queue.sharing import Share
 
 BLOCK_S = 0.2  # at most so long is the reader deaf to a stop; five looks a second cost an idle worker next to nothing
 POLL_S = 1.0  # at most so long does an idle loop sleep before it looks after its services
 BUNCH_S = 0.005  # so long the first of a bunch waits at most for the others: one full step in place of many small ones
+HEAD_START_S = 0.001  # of a lone request before the reader goes on: both want the interpreter, and only one is awaited
 AUDIT_INTERVAL_S = 30.0  # also without an error: a reply can get lost without one
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class Consumer(Service):
         own = ReadyBuffer(lambda admission: holdings.holds(admission.tenure))
         self._ready = own if ready is None else ready  # one that is empty is false, too
         self._audit_due_s = 0.0
+        self._ahead = None if isinstance(intake, GatedIntake) else intake  # what is gated is begun and held in one go
+        self._begun: Begun | None = None  # sent, and to be prepared while the next ones begin
         self._num_fetched = 0
         self._is_quiet = False
         self._has_seen_the_end = False
@@ -105,7 +109,7 @@ class Consumer(Service):
         backoff = Backoff()
         while not self._stopping.is_set() and not self._has_seen_the_end:
             try:
-                self._read_once()
+                self._read_on()
                 backoff.reset()
             except OUTAGE as error:
                 log.warning("reading waits for the server: %s", error)
@@ -117,19 +121,44 @@ class Consumer(Service):
             except BROKEN as error:  # no one request's fault: a lane or an index that is none any more
                 log.error("reading fails: %s", error)
                 backoff.wait(self._stopping)
+        self._abandon_begun()
+
+    def _read_on(self) -> None:
+        try:
+            self._read_once()
+        except BaseException:
+            self._abandon_begun()
+            raise
 
     def _read_once(self) -> None:
         """One look at the lanes. Blocks while the engine has no room, and then while there is nothing to read."""
         worker = self._lease.worker
         if self._audit_due_s <= time.monotonic():
+            self._prepare_begun()
             self._audit(worker)
         if self._quarantine.is_due():
+            self._prepare_begun()
             self._serve_quarantined(worker)
-        room = self._ready.wait_for_room(len(FETCH_ORDER), timeout_s=BLOCK_S)
+        room = self._room()
         if room < len(FETCH_ORDER) or self._stopping.is_set():
             return
         deliveries = [] if self._is_quiet else self._lanes.read(worker, room)
+        if deliveries and self._ahead is not None:
+            self._begin_ahead(self._ahead, worker, deliveries)
+            return
+        self._prepare_begun()
         self._take(worker, deliveries or self._read_idly(worker, room // len(FETCH_ORDER)))
+        if self._is_quiet and len(self._holdings) == 1:
+            self._holdings.wait_empty(HEAD_START_S)
+
+    def _room(self) -> int:
+        """Beside what has begun and is not ready yet; that waits for no room."""
+        num_begun = 0 if self._begun is None else len(self._begun.claims)
+        timeout_s = 0.0 if num_begun else BLOCK_S
+        room = self._ready.wait_for_room(len(FETCH_ORDER), timeout_s=timeout_s, num_coming=num_begun)
+        if room < len(FETCH_ORDER):
+            self._prepare_begun()
+        return room
 
     def _read_idly(self, worker: str, most: int) -> list[Delivery]:
         """Nothing waits: time for the quarantine lane, if nothing runs either; and then for whatever comes.
@@ -150,10 +179,33 @@ class Consumer(Service):
 
     def _take(self, worker: str, deliveries: Iterable[Delivery]) -> None:
         """Begin them, as many at once as a call may take."""
-        held = self._holdings.entries()  # a group that was lost and made again delivers what we run once more
-        fresh = [delivery for delivery in deliveries if (delivery.lane, delivery.entry_id) not in held]
+        fresh = self._fresh(deliveries)
         for start in range(0, len(fresh), MAX_JOBS_PER_CALL):
             self._make_ready(self._intake.take(worker, fresh[start : start + MAX_JOBS_PER_CALL]))
+
+    def _fresh(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """A group that was lost and made again delivers what we run once more."""
+        held = self._holdings.entries()
+        if self._begun is not None:
+            held |= {(claim.lane, claim.entry_id) for claim in self._begun.claims}
+        return [delivery for delivery in deliveries if (delivery.lane, delivery.entry_id) not in held]
+
+    def _begin_ahead(self, intake: "Intake", worker: str, deliveries: Sequence[Delivery]) -> None:
+        """Their begin is sent, and those before them are prepared while the server is at it."""
+        before, self._begun = self._begun, intake.begin(worker, self._fresh(deliveries))
+        if before is not None:
+            self._make_ready(intake.admit(before))
+
+    def _prepare_begun(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None and self._ahead is not None:
+            self._make_ready(self._ahead.admit(begun))
+
+    def _abandon_begun(self) -> None:
+        """The audit finds them: they are pending, and not held."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.attempt.abandon()
 
     def _make_ready(self, admissions: Iterable[Admission]) -> None:
         """In bunches: all that are prepared within BUNCH_S, also when an outage ends it."""

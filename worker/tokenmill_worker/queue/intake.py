@@ -6,13 +6,13 @@ Runs off the engine's thread. Knows no lanes' order and no buffer.
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 from redis.exceptions import ResponseError
 from tokenmill.wire.errors import DecodeError
 from tokenmill.wire.errors import InvalidRequestError as InvalidOnWireError
 from tokenmill.wire.messages import RequestDecoder
-from tokenmill.wire.store import BeginReply, Claim, Delivery, Store, Transitions
+from tokenmill.wire.store import Attempt, BeginReply, Call, Claim, Delivery, Store, Transitions
 
 from tokenmill_worker.engine.api import InvalidRequestError
 from tokenmill_worker.queue.admission import Admission, Tenure, ToldChoice
@@ -27,6 +27,14 @@ from tokenmill_worker.queue.requests import RequestBuilder
 from tokenmill_worker.queue.resume import StreamEntry, told_choices
 
 log = logging.getLogger(__name__)
+
+
+class Begun(NamedTuple):
+    """Claims whose begin was sent."""
+
+    worker: str
+    claims: Sequence[Claim]
+    attempt: Attempt[list[BeginReply]]
 
 
 class Intake:
@@ -59,10 +67,33 @@ class Intake:
 
         An OUTAGE or FencedError leaves those that were not yielded to the audit: they are pending and not held.
         """
-        claims = [claim for delivery in deliveries if (claim := self._claim(worker, delivery)) is not None]
-        if not claims:
-            return
-        for claim, reply in zip(claims, self._begin(worker, claims), strict=True):
+        claims = self._claims(worker, deliveries)
+        if claims:
+            (outcome,) = self._store.attempt([self._call(worker, claims)])
+            yield from self._admissions(worker, claims, outcome)
+
+    def begin(self, worker: str, deliveries: Sequence[Delivery]) -> "Begun | None":
+        """The first half of `take`: sent, and not waited for. None: none of them can begin."""
+        claims = self._claims(worker, deliveries)
+        return Begun(worker, claims, self._store.begin([self._call(worker, claims)])) if claims else None
+
+    def admit(self, begun: "Begun") -> Iterator[Admission]:
+        """The second half."""
+        (outcome,) = begun.attempt.outcomes()
+        yield from self._admissions(begun.worker, begun.claims, outcome)
+
+    def _call(self, worker: str, claims: Sequence[Claim]) -> Call[list[BeginReply]]:
+        return self._transitions.begin(worker, claims, fingerprint=self._fingerprint)
+
+    def _admissions(
+        self, worker: str, claims: Sequence[Claim], outcome: list[BeginReply] | Exception
+    ) -> Iterator[Admission]:
+        """An error for a claim is about that one; any other is raised."""
+        replies = spread(self._store, partial(self._call, worker), claims, outcome)
+        for reply in replies:
+            if isinstance(reply, Exception) and not is_broken(reply):
+                raise reply
+        for claim, reply in zip(claims, replies, strict=True):
             if isinstance(reply, Exception):
                 self._condemn(worker, claim, reply)
             elif reply.status == "begun":
@@ -71,17 +102,10 @@ class Intake:
                 if admission is not None:
                     yield admission
 
-    def _begin(self, worker: str, claims: Sequence[Claim]) -> list[BeginReply | Exception]:
-        """An error for a claim is about that one; any other is raised."""
-        begin = partial(self._transitions.begin, worker, fingerprint=self._fingerprint)
-        (outcome,) = self._store.attempt([begin(claims)])
-        replies = spread(self._store, begin, claims, outcome)
-        for reply in replies:
-            if isinstance(reply, Exception) and not is_broken(reply):
-                raise reply
-        return replies
-
     # Before it is ours
+
+    def _claims(self, worker: str, deliveries: Sequence[Delivery]) -> list[Claim]:
+        return [claim for delivery in deliveries if (claim := self._claim(worker, delivery)) is not None]
 
     def _claim(self, worker: str, delivery: Delivery) -> Claim | None:
         if not delivery.fields:

@@ -60,23 +60,26 @@ class ReadyBuffer:
                 self._typical_tokens = before + 0.1 * (admission.num_tokens - before)
             self._changed.notify_all()
 
-    def room(self) -> int:
+    def room(self, num_coming: int = 0) -> int:
         """How many more may be fetched: what the engine has room for, and READY_MAX less those here that do not fit.
 
-        How large a request is shows only when it is here, so room for them is guessed from those that came before.
+        `num_coming` more are on their way. How large a request is shows only when it is here, so room for them is
+        guessed from those that came before.
         """
         with self._lock:
             fitting, left = self._fitting(is_idle=False)
             expected = int(min(left.num_rows, left.num_tokens / self._typical_tokens)) if self._typical_tokens else 0
-            return min(FETCH_MAX, expected + READY_MAX - (len(self._admissions) - fitting))
+            return min(FETCH_MAX, expected + READY_MAX - (len(self._admissions) - fitting) - num_coming)
 
-    def wait_for_room(self, num_wanted: int, *, timeout_s: float) -> int:
+    def wait_for_room(self, num_wanted: int, *, timeout_s: float, num_coming: int = 0) -> int:
         """The room, once it is at least `num_wanted`; or what there is when the time is over or the buffer closed."""
         with self._lock:
-            room = self.room()
-            if room < num_wanted:
-                self._changed.wait_for(lambda: self._is_closed or self.room() >= num_wanted, timeout=timeout_s)
-                room = self.room()
+            room = self.room(num_coming)
+            if room < num_wanted and timeout_s > 0.0:
+                self._changed.wait_for(
+                    lambda: self._is_closed or self.room(num_coming) >= num_wanted, timeout=timeout_s
+                )
+                room = self.room(num_coming)
             return room
 
     def close(self) -> None:

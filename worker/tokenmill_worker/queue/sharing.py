@@ -30,9 +30,9 @@ class SharedReady(ReadyBuffer):
         self._waiting: deque[Share] = deque()
         self._granted: dict[Share, int] = {}
 
-    def room(self) -> int:
+    def room(self, num_coming: int = 0) -> int:
         with self._lock:
-            return super().room() - sum(self._granted.values())
+            return super().room(num_coming) - sum(self._granted.values())
 
     def grant(self, share: "Share", num_wanted: int, *, timeout_s: float) -> int:
         """At least `num_wanted`; less when the time is over, or the share closed."""
@@ -90,8 +90,10 @@ class Share:
     def put(self, *admissions: Admission) -> None:
         self._shared.put_granted(self, admissions)
 
-    def wait_for_room(self, num_wanted: int, *, timeout_s: float) -> int:
-        """None while another partition's reader is to be alone: what is read now would have to wait for it."""
+    def wait_for_room(self, num_wanted: int, *, timeout_s: float, num_coming: int = 0) -> int:
+        """What is coming was granted room before. None while another partition's reader is to be alone: what is read
+        now would have to wait for it.
+        """
         if not self._gate.wait_open(timeout_s):
             return 0
         return self._shared.grant(self, num_wanted, timeout_s=timeout_s)

@@ -7,7 +7,7 @@ from tokenmill.wire.store.gate import Admission, GateTransitions, Verdict
 from tokenmill.wire.store.notes import Noted, forget, leave_note, recall
 from tokenmill.wire.store.procedures import CancelReply
 from tokenmill.wire.store.routes import hide_password, is_spread
-from tokenmill.wire.store.runner import AsyncStore, Store
+from tokenmill.wire.store.runner import AsyncStore, Attempt, Store
 from tokenmill.wire.store.runs import Reclaimed, RunRecord, RunRenewal, RunTransitions
 from tokenmill.wire.store.transitions import Transitions
 from tokenmill.wire.store.values import (
@@ -36,6 +36,7 @@ __all__ = [
     "PASSING",
     "Admission",
     "AsyncStore",
+    "Attempt",
     "BeginReply",
     "Call",
     "CancelReply",

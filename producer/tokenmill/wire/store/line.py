@@ -35,11 +35,22 @@ class Line:
             except Exception as error:
                 replies = _again(connection, packed, len(commands), error)
         except BaseException:
-            connection.disconnect()  # replies to come must not be taken for those to the next commands
-            self._pool.release(connection)
+            self.drop(connection)
             raise
-        self._put_back(connection)
+        self.put_back(connection)
         return replies
+
+    def begin(self, commands: Sequence[tuple[Any, ...]]) -> "Answer":
+        """Sent, and not waited for; never tried again. Errors as with `ask`."""
+        packed = [b"".join(map(hiredis.pack_command, commands))]
+        connection = self._take()
+        answer = Answer(self, connection, len(commands))
+        try:
+            connection.send_packed_command(packed)
+        except BaseException:
+            answer.abandon()
+            raise
+        return answer
 
     def close(self) -> None:
         while self._at_hand:
@@ -55,15 +66,46 @@ class Line:
         self._pool.release(connection)
         return self._pool.get_connection()
 
-    def _put_back(self, connection: Any) -> None:
+    def drop(self, connection: Any) -> None:
+        """Replies to come must not be taken for those to the next commands."""
+        connection.disconnect()
+        self._pool.release(connection)
+
+    def put_back(self, connection: Any) -> None:
         if self._at_hand or connection.should_reconnect():
             self._pool.release(connection)
         else:
             self._at_hand.append((connection, time.monotonic()))
 
 
+class Answer:
+    """The replies to commands that were sent: to be read, or abandoned."""
+
+    def __init__(self, line: Line, connection: Any, num_replies: int) -> None:
+        self._line = line
+        self._connection = connection
+        self._num_replies = num_replies
+
+    def replies(self) -> list[Any]:
+        """As `Line.ask` gives them."""
+        try:
+            replies = _read(self._connection, self._num_replies)
+        except BaseException:
+            self.abandon()
+            raise
+        self._line.put_back(self._connection)
+        return replies
+
+    def abandon(self) -> None:
+        self._line.drop(self._connection)
+
+
 def _exchange(connection: Any, packed: list[bytes], num_replies: int) -> list[Any]:
     connection.send_packed_command(packed)
+    return _read(connection, num_replies)
+
+
+def _read(connection: Any, num_replies: int) -> list[Any]:
     replies: list[Any] = []
     while len(replies) < num_replies:
         try:

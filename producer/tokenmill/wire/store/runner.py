@@ -1,14 +1,14 @@
 """Carries operations to the server and back, blocking or awaiting. Knows no key, no script and no message."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, TimeoutError
 
 from tokenmill.wire.errors import UnavailableError
 from tokenmill.wire.store.calls import Call, Command, Operation, Steps, evaluate, outcomes_of, resend, results_of
 from tokenmill.wire.store.connection import url_of
-from tokenmill.wire.store.line import Line
+from tokenmill.wire.store.line import Answer, Line
 
 if TYPE_CHECKING:
     import redis
@@ -68,7 +68,24 @@ class Store:
         """As `pipeline`, with an error as a value in place of a result. (As calls.attempt, in fewer layers.)"""
         if not calls:
             return []
-        replies = self._ask([call.by_sha for call in calls])
+        return self._outcomes(calls, self._ask([call.by_sha for call in calls]))
+
+    def begin(self, calls: Sequence[Call[T]]) -> "Attempt[T]":
+        """As `attempt`, sent and not waited for."""
+        try:
+            return Attempt(self, calls, self._line.begin([call.by_sha for call in calls]))
+        except (ConnectionError, TimeoutError, OSError) as error:
+            raise _unavailable(self.client, error) from error
+
+    def end(self, calls: Sequence[Call[T]], answer: Answer) -> list[T | Exception]:
+        """What `begin` began."""
+        try:
+            replies = answer.replies()
+        except (ConnectionError, TimeoutError, OSError) as error:
+            raise _unavailable(self.client, error) from error
+        return self._outcomes(calls, replies)
+
+    def _outcomes(self, calls: Sequence[Call[T]], replies: list[Any]) -> list[T | Exception]:
         if NoScriptError in map(type, replies):
             replies = self._drive(resend(calls, replies))
         return outcomes_of(calls, replies)
@@ -96,6 +113,21 @@ class Store:
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+
+class Attempt(Generic[T]):
+    """Calls that were sent: end it, or abandon it, whereupon nobody knows what the server did."""
+
+    def __init__(self, store: Store, calls: Sequence[Call[T]], answer: Answer) -> None:
+        self._store = store
+        self._calls = calls
+        self._answer = answer
+
+    def outcomes(self) -> list[T | Exception]:
+        return self._store.end(self._calls, self._answer)
+
+    def abandon(self) -> None:
+        self._answer.abandon()
 
 
 class AsyncStore:

@@ -144,7 +144,7 @@ class EchoRunner:
             return Draws(tokens)
         return sample(_spread(byte, logits), list(samples))  # each row is made when it is asked for
 
-    def _draw_singly(self, batch: PackedBatch, samples: Samples) -> list[Sampled] | None:
+    def _draw_singly(self, batch: PackedBatch, samples: Samples) -> Draws | None:
         """Without an array of all logits; None: one of them takes it."""
         drawn = []
         columns = (samples.rows, samples.seeds, samples.positions, samples.settings, samples.is_plain)
@@ -155,8 +155,8 @@ class EchoRunner:
             token = draw(self._likely_logits(batch, row), temperature, uniform(seed, position))
             if token is None:
                 return None
-            drawn.append(Sampled(token))
-        return drawn
+            drawn.append(token)
+        return Draws(np.array(drawn, dtype=np.int64))
 
     def _likely_logits(self, batch: PackedBatch, row: int) -> dict[int, float]:
         last, start = int(batch.context_lens[row]) - 1, int(batch.page_starts[row])

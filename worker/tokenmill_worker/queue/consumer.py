@@ -149,7 +149,7 @@ class Consumer(Service):
         self._prepare_begun()
         self._take(worker, deliveries or self._read_idly(worker, room // len(FETCH_ORDER)))
         if self._is_quiet and len(self._holdings) == 1:
-            self._holdings.wait_empty(HEAD_START_S)
+            self._holdings.wait_parting(HEAD_START_S)
 
     def _room(self) -> int:
         """Beside what has begun and is not ready yet; that waits for no room."""

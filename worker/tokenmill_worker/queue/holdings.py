@@ -22,6 +22,7 @@ class Holdings:
         self._now_ms = now_ms
         self._lock = threading.Lock()
         self._emptied = threading.Condition(self._lock)
+        self._parting = threading.Condition(self._lock)
         self._tenures: dict[str, Tenure] = {}
         self._fenced: list[str] = []
         self._endings: dict[str, Ending] = {}
@@ -54,6 +55,16 @@ class Holdings:
         """Until nothing is held any more; False when the time is over before."""
         with self._emptied:
             return self._emptied.wait_for(lambda: not self._tenures, timeout=timeout_s)
+
+    def part(self) -> None:
+        """Last words are about to be said."""
+        with self._lock:
+            self._parting.notify_all()
+
+    def wait_parting(self, timeout_s: float) -> bool:
+        """Until the next last words are about to be said; False when the time is over before."""
+        with self._lock:
+            return self._parting.wait(timeout_s)
 
     def entries(self) -> set[tuple[Lane, str]]:
         """Where on the lanes the held requests stand."""

@@ -282,6 +282,8 @@ class Publisher(Service):
 
     def _send_as(self, worker: str, boxes: Sequence[Outbox | Rejected], *, is_last: bool) -> None:
         out = _sorted(boxes, time.monotonic(), is_last=is_last)
+        if out.ended:
+            self._holdings.part()
         receipt = self._post.send(
             worker,
             [box.publication() for box in out.due],

@@ -19,7 +19,7 @@ class GatheredBackend(SdpaBackend):
     name = "gathered"
 
     def decode_step(self, rows: DeviceRows) -> AttentionStep:
-        return AttentionStep(_NO_BATCH, rows.slots, rows.slots, {"gathered": rows})
+        return AttentionStep(_NO_BATCH, rows.slots, {"gathered": rows})
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pages: KVPages, step: AttentionStep, spec: AttentionSpec

@@ -65,4 +65,4 @@ def store(pages: KVPages, step: AttentionStep, key: Tensor, value: Tensor) -> No
     """In the order that the shapes say."""
     for part, tokens in zip(pages, (key, value), strict=True):
         by_slot = part.transpose(1, 2)  # [num_pages, PAGE_SIZE, kv_heads, D]
-        by_slot.index_put_((step.slot_pages, step.slot_offsets), tokens)
+        by_slot.index_put_(step.places, tokens)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tokenmill_worker.engine.batch import PAGE_SIZE, Ints, PackedBatch
@@ -43,17 +42,18 @@ class AttentionStep:
     """Shared by all layers of one step. `plans` keeps what a backend derived from it once, for the other layers."""
 
     batch: PackedBatch
-    slot_pages: Tensor  # [T] int64
-    slot_offsets: Tensor  # [T] int64
+    slots: Tensor  # [T] int64
     plans: dict[Hashable, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, batch: PackedBatch, slots: Tensor) -> "AttentionStep":
-        return cls(
-            batch=batch,
-            slot_pages=torch.div(slots, PAGE_SIZE, rounding_mode="floor"),
-            slot_offsets=torch.remainder(slots, PAGE_SIZE),
-        )
+        return cls(batch, slots)
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Pages and offsets in them, [T] each, of the slots; not every backend asks."""
+        slots = self.slots
+        return self.plan("places", lambda: (slots // PAGE_SIZE, slots % PAGE_SIZE))
 
     def rows(self) -> Iterator[RowView]:
         batch = self.batch

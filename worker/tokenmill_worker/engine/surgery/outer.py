@@ -13,9 +13,10 @@ from tokenmill_worker.engine.surgery.layer import Layer
 from tokenmill_worker.engine.surgery.linear import is_plain_linear
 from tokenmill_worker.engine.surgery.norm import norm_of
 from tokenmill_worker.engine.surgery.pieces import fast_linear
-from tokenmill_worker.engine.surgery.program import Program, Rotary, rotaries_of
+from tokenmill_worker.engine.surgery.program import Program, rotaries_of
 from tokenmill_worker.engine.surgery.recognition import Materials, UnknownStructureError
 from tokenmill_worker.engine.surgery.recording import LayerCall, Recording, Trial, head_of
+from tokenmill_worker.engine.surgery.ropes import Rotary, ropes_of
 from tokenmill_worker.engine.surgery.verify import COARSE, EXACT, check
 
 Edit = Callable[[Tensor], Tensor]
@@ -39,8 +40,7 @@ def build_program(
     program = Program(
         embedding=adapter.model.get_input_embeddings(),
         embedding_scale=_embedding_scale(adapter, trial, calls[0]),
-        rotaries=[known[index] for index in rotaries],
-        are_half=calls[0].has_half_embeddings,
+        ropes=[ropes_of(known[index], are_half=calls[0].has_half_embeddings) for index in rotaries],
         layers=[(layer, rotaries.index(own)) for (_, layer), own in zip(layers, chosen, strict=True)],
         norm=norm_of(getattr(decoder, "norm", None), materials.ops),
         head=_head(adapter, materials),

@@ -5,25 +5,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tokenmill_worker.engine.surgery.fused import Stack, stack_of
 from tokenmill_worker.engine.surgery.layer import Layer, Rope
 from tokenmill_worker.engine.surgery.linear import Linear
 from tokenmill_worker.engine.surgery.norm import Norm
-from tokenmill_worker.engine.surgery.recording import rope_of
-
-Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (any tensor of the dtype, positions [1, T]) -> cos, sin
+from tokenmill_worker.engine.surgery.ropes import Ropes, Rotary
 
 
 @dataclass(frozen=True)
 class Program:
     embedding: nn.Module
     embedding_scale: float
-    rotaries: Sequence[Rotary]
-    are_half: bool  # what the rotaries give, see recording.py
-    layers: Sequence[tuple[Layer, int]]  # with the index of its rotary
+    ropes: Sequence[Ropes]
+    layers: Sequence[tuple[Layer, int]]  # with the index of its ropes
     norm: Norm
     head: Linear
     finish: Callable[[Tensor], Tensor]  # what the model does to its logits in the end
@@ -35,7 +31,7 @@ class Program:
     def norm_of_last(self, token_ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
         """What the head is given. The last layer's products are done for the kept tokens alone."""
         residual = self.embed(token_ids)
-        ropes = [self._rope(rotary(residual, positions[None]), residual.dtype) for rotary in self.rotaries]
+        ropes = [ropes_at(residual, positions) for ropes_at in self.ropes]
         x = self.layers[0][0].attention_in(residual)
         if len(keep) == len(token_ids):
             return self._through(residual, x, ropes, len(self.layers)).index_select(0, keep)
@@ -59,9 +55,6 @@ class Program:
     @cached_property
     def _following(self) -> list[Norm]:
         return [*(layer.attention_in for layer, _ in self.layers[1:]), self.norm]
-
-    def _rope(self, embeddings: tuple[Tensor, Tensor], dtype: torch.dtype) -> Rope:
-        return rope_of(embeddings, dtype, are_half=self.are_half)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         residual: Tensor = self.embedding(token_ids)

@@ -107,7 +107,7 @@ def decode_step(rows: DeviceRows) -> AttentionStep:
     Only for the backend of this folder: it finds its plan there and asks for nothing else.
     """
     plans: dict[Hashable, object] = {_KEY: DecodePlan(rows)}
-    return AttentionStep(_NO_BATCH, rows.slots, rows.slots, plans)
+    return AttentionStep(_NO_BATCH, rows.slots, plans)
 
 
 def page_table_of(batch: PackedBatch) -> Ints:

@@ -195,7 +195,7 @@ class Job:
         RequestFailedError: its final word is an error. ResultTimeoutError: not final after `timeout` seconds.
         UnknownRequestError, JobLostError: there is nothing to wait for.
         """
-        follower = self._follower(None, timeout)
+        follower = self._follower(None, timeout, wants_deltas=False)
         for _ in self._client._follow(follower):
             pass
         return _final(follower.completion)
@@ -208,8 +208,9 @@ class Job:
         """Stop it: `cancelled` at once, or `flagged` for its worker; `final` already, or `unknown`."""
         return self._client._cancel(self.id, self._partition)
 
-    def _follower(self, after: str | None, timeout_s: float | None) -> Follower:
-        return self._client._core.follower(self.id, self._partition, after, timeout_s, is_known=self._is_known)
+    def _follower(self, after: str | None, timeout_s: float | None, *, wants_deltas: bool = True) -> Follower:
+        core, known = self._client._core, self._is_known
+        return core.follower(self.id, self._partition, after, timeout_s, is_known=known, wants_deltas=wants_deltas)
 
 
 class AsyncClient:
@@ -367,7 +368,7 @@ class AsyncJob:
             yield follower.completion
 
     async def result(self, timeout: float | None = None) -> Completion:  # noqa: ASYNC109 (as Job.result)
-        follower = self._follower(None, timeout)
+        follower = self._follower(None, timeout, wants_deltas=False)
         async for _ in self._client._follow(follower):
             pass
         return _final(follower.completion)
@@ -378,8 +379,9 @@ class AsyncJob:
     async def cancel(self) -> CancelReply:
         return await self._client._cancel(self.id, self._partition)
 
-    def _follower(self, after: str | None, timeout_s: float | None) -> Follower:
-        return self._client._core.follower(self.id, self._partition, after, timeout_s, is_known=self._is_known)
+    def _follower(self, after: str | None, timeout_s: float | None, *, wants_deltas: bool = True) -> Follower:
+        core, known = self._client._core, self._is_known
+        return core.follower(self.id, self._partition, after, timeout_s, is_known=known, wants_deltas=wants_deltas)
 
 
 def _next_effect(steps: Steps, answer: object) -> Effect | None:

@@ -144,7 +144,8 @@ Asking = Generator[Effect, Any, list[Any]]
 
 
 class Follower:
-    """One reading of one result. `is_known`: the caller has seen the server accept it.
+    """One reading of one result. `is_known`: the caller has seen the server accept it. `wants_deltas`: not the
+    completion alone.
 
     `steps()` ends when the terminal entry was read (then `completion` has it), or stands before `after` already.
     """
@@ -157,12 +158,14 @@ class Follower:
         after: str | None = None,
         timeout_s: float | None = None,
         is_known: bool = False,
+        wants_deltas: bool = True,
         seats: Seats | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = keys
         self._request_id = request_id
-        self._reader = ResultReader(request_id, after=checked_entry_id("0-0" if after is None else after))
+        after = "0-0" if after is None else checked_entry_id(after)
+        self._reader = ResultReader(request_id, after=after, wants_deltas=wants_deltas)
         self._is_known = is_known
         self._is_over = False
         self._seats = seats or Seats()

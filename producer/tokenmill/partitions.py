@@ -32,7 +32,7 @@ class Partitions:
         self._is_spread = number > 1 and is_spread(url)
 
     def of(self, request_id: str) -> int:
-        return partition_of(request_id, len(self.transitions))
+        return 0 if len(self.transitions) == 1 else partition_of(request_id, len(self.transitions))
 
     def connect(self, connect: Callable[[str], T]) -> list[T]:
         """For each partition what `connect` makes of its tag; the same for all where one node has them all."""
@@ -41,6 +41,9 @@ class Partitions:
 
     def trips(self, submissions: Sequence[Submission]) -> Iterator[Trip]:
         """All calls that submit these, a bounded number in each trip."""
+        if len(submissions) == 1 and len(self.transitions) == 1:
+            yield Trip(0, [self.transitions[0].submit(submissions)], [0])
+            return
         parts = list(self._parts(submissions))
         nodes = sorted({partition for partition, _ in parts}) if self._is_spread else [0]
         for node in nodes:

@@ -23,8 +23,10 @@ class ResultReader:
     Entries must be contiguous in token offset: a hole would be a lost token, and is an error rather than a guess.
     """
 
-    def __init__(self, request_id: str, *, after: str = "0-0") -> None:
+    def __init__(self, request_id: str, *, after: str = "0-0", wants_deltas: bool = True) -> None:
+        """Without `wants_deltas` only the completion is made of them."""
         self.request_id = request_id
+        self._wants_deltas = wants_deltas
         self.last_id = after
         self.completion: Completion | None = None
         self._num_told = split_stream_id(after)[1]
@@ -44,13 +46,15 @@ class ResultReader:
         self.last_id = entry_id
         return delta
 
-    def _add(self, entry_id: str, entry: DeltaEntry) -> Delta:
+    def _add(self, entry_id: str, entry: DeltaEntry) -> Delta | None:
         if entry.offset != self._num_told:
             raise DecodeError(
                 f"the result of {self.request_id!r} jumps from token {self._num_told} to {entry.offset}", param="offset"
             )
         self._choices.setdefault(entry.index, _ChoiceFold()).add(entry)
         self._num_told = entry.end
+        if not self._wants_deltas:
+            return None
         is_restart, self._is_restarted = self._is_restarted, False
         return Delta.of_checked(
             offset=entry.offset,

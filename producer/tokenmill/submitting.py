@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Literal, TypedDict
 
 from tokenmill.follow import Follower, Seats
@@ -84,10 +85,25 @@ class Core:
         return given
 
     def follower(
-        self, request_id: str, partition: int, after: str | None, timeout_s: float | None, *, is_known: bool
+        self,
+        request_id: str,
+        partition: int,
+        after: str | None,
+        timeout_s: float | None,
+        *,
+        is_known: bool,
+        wants_deltas: bool,
     ) -> Follower:
-        keys = self.transitions(partition).keys
-        return Follower(keys, request_id, after=after, timeout_s=timeout_s, is_known=is_known, seats=self.seats)
+        keys, seats = self.transitions(partition).keys, self.seats
+        return Follower(
+            keys,
+            request_id,
+            after=after,
+            timeout_s=timeout_s,
+            is_known=is_known,
+            wants_deltas=wants_deltas,
+            seats=seats,
+        )
 
 
 def _given_partitions() -> int:
@@ -125,7 +141,7 @@ def _delay_ms(delay_s: object) -> int | None:
 
 def replies_of(trip: Trip, replies: Sequence[list[SubmitReply]]) -> dict[int, SubmitReply]:
     """By where the submission stood."""
-    return dict(zip(trip.places, (reply for call in replies for reply in call), strict=True))
+    return dict(zip(trip.places, chain.from_iterable(replies), strict=True))
 
 
 def accepted_ids(submissions: Sequence[Submission], replies: Mapping[int, SubmitReply]) -> list[str]:

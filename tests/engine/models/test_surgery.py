@@ -173,7 +173,7 @@ def test_a_model_that_tier_1_breaks_runs_as_it_is(
 ) -> None:
     def break_it(adapter: Adapter, batch: object) -> surgery.Report:
         adapter.program = lambda token_ids, positions, keep: torch.zeros(len(keep), adapter.vocab_size)
-        return surgery.Report(1, 1, True, Replaced(), ())
+        return surgery.Report(1, 1, True, False, Replaced(), ())
 
     monkeypatch.setattr(surgery, "operate", break_it)
     with caplog.at_level(logging.WARNING):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
+from tokenmill_worker.engine.answers import Answers
 from tokenmill_worker.engine.api import ModelError
 from tokenmill_worker.engine.attention import (
     AttentionSpec,
@@ -27,11 +28,12 @@ from tokenmill_worker.engine.attention import (
     attention,
     needs_clean_pages,
 )
-from tokenmill_worker.engine.batch import PAGE_SIZE, PackedBatch
+from tokenmill_worker.engine.batch import PAGE_SIZE, Bools, PackedBatch
 from tokenmill_worker.engine.kv_pool import KVPool, LayerShape
 from tokenmill_worker.engine.transfer import to_device
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # (token ids [T], positions [T], keep [S]) -> logits [S, V]
+Answer = Callable[[Tensor, Tensor, Tensor, Bools], Answers]  # the same with whether the likeliest token is enough [S]
 
 PACKED = "tokenmill"
 PROBE = "tokenmill_probe"
@@ -54,6 +56,7 @@ class Adapter:
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         probe = _probe(model, self.vocab_size)
         self.program: Forward | None = None  # takes the place of the model's own forward (tier 1)
+        self.answer: Answer | None = None  # the same, where it can do with less than all logits
         self.layers: list[LayerShape] = probe.shapes
         self.kv_dtype: torch.dtype = probe.dtype
         self.passes_window: bool = probe.has_window
@@ -84,6 +87,22 @@ class Adapter:
 
         `last`: what the step before drew, on the device, for the tokens that are carried from there.
         """
+        token_ids, positions, kept, step = self._prepared(batch, keep, last)
+        return self.run(token_ids, positions, kept, step, self.backend)
+
+    @torch.inference_mode()
+    def answers(self, batch: PackedBatch, keep: np.ndarray, is_greedy: Bools) -> Answers:
+        """The same; of the tokens that are greedy, [len(keep)], maybe the likeliest token in place of their logits."""
+        if self.answer is None:
+            return Answers.of_logits(self.logits(batch, keep))
+        token_ids, positions, kept, step = self._prepared(batch, keep)
+        with activate(step, self.backend):
+            return self.answer(token_ids, positions, kept, is_greedy)
+
+    def _prepared(
+        self, batch: PackedBatch, keep: np.ndarray, last: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, AttentionStep]:
+        """Token ids, positions, what is kept, and the step, on the device; its pages are ready."""
         assert self._pool is not None, "bind a pool first"
         packed = np.stack([batch.token_ids, batch.positions, batch.slots]).astype(np.int64)
         token_ids, positions, slots = to_device(packed, self.device)  # one transfer for all three
@@ -93,8 +112,7 @@ class Adapter:
             token_ids[tokens] = last[samples]
         self.prepare_pages(batch)
         step = AttentionStep.of(batch, slots)
-        kept = to_device(keep.astype(np.int64), self.device)
-        return self.run(token_ids, positions, kept, step, self.backend)
+        return token_ids, positions, to_device(keep.astype(np.int64), self.device), step
 
     def run(self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: AttentionStep, backend: Backend) -> Tensor:
         """The model over one step whose pages are ready: logits [len(keep), V]."""

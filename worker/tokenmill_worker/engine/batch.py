@@ -76,6 +76,17 @@ class Samples(Sequence[SampleRow]):
             make=rows.__getitem__,
         )
 
+    def take(self, where: NDArray[np.intp]) -> "Samples":
+        """Those at these indexes."""
+        return Samples(
+            self.rows[where],
+            seeds=self.seeds[where],
+            positions=self.positions[where],
+            settings=self.settings[where],
+            is_plain=self.is_plain[where],
+            make=lambda index: self._make(int(where[index])),
+        )
+
     @property
     def is_greedy(self) -> Bools:
         greedy: Bools = self.settings[:, 0] == 0.0

@@ -9,7 +9,7 @@ from tokenmill_worker.engine.decoder import Decoder
 from tokenmill_worker.engine.device_draws import Drawing
 from tokenmill_worker.engine.kv_pool import KVPool
 from tokenmill_worker.engine.memory import returned_memory
-from tokenmill_worker.engine.sampler import sample
+from tokenmill_worker.engine.sampler import sample_answers
 
 
 class ModelRunner:
@@ -39,7 +39,8 @@ class ModelRunner:
     def run(self, batch: PackedBatch) -> Draws:
         samples = Samples.of(batch.samples)
         with returned_memory():
-            return sample(self._adapter.logits(batch, _last_tokens(batch, samples)), samples)
+            needs_no_logits = samples.is_plain & samples.is_greedy
+            return sample_answers(self._adapter.answers(batch, _last_tokens(batch, samples), needs_no_logits), samples)
 
     def launch(self, batch: PackedBatch) -> Drawing:
         with returned_memory():

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenmill_worker.engine.answers import Answers
 from tokenmill_worker.engine.api import Logprobs, RowError
 from tokenmill_worker.engine.batch import Bools, Draws, Floats, Ids, SampleRow, Samples
 from tokenmill_worker.engine.transfer import to_device
@@ -49,6 +50,20 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Draws:
         logprobs = _logprobs(logits, token_ids, {index: samples[index].params.logprobs for index in asking.tolist()})
     errors = dict.fromkeys(np.flatnonzero(~is_sound).tolist(), NOT_FINITE)
     return Draws(token_ids, logprobs, errors)
+
+
+def sample_answers(answers: Answers, rows: Sequence[SampleRow]) -> Draws:
+    """The same where of some plain and greedy rows the token is known already, and sound."""
+    if answers.logits is None:
+        return Draws(answers.token_ids)
+    samples, own = Samples.of(rows), answers.rows
+    if len(own) == len(samples):
+        return sample(answers.logits, samples)
+    drawn = sample(answers.logits, samples.take(own))
+    token_ids = answers.token_ids.copy()
+    token_ids[own] = drawn.token_ids
+    logprobs = {int(own[index]): told for index, told in drawn.logprobs.items()}
+    return Draws(token_ids, logprobs, {int(own[index]): error for index, error in drawn.errors.items()})
 
 
 def _chosen(logits: Tensor, samples: Samples, where: Places) -> tuple[Ids, Bools]:

@@ -51,7 +51,7 @@ class _Operation:
         self._known_kinds: dict[Hashable, str | None] = {}  # with the reason why a kind stays as it is
         self._reasons: list[str] = []
         self._pieces = Replaced()
-        self._has_program = False
+        self._has_program = self._is_screened = False
 
     def rebuild_layers(self) -> None:
         """One after the other, so that weights are held twice for a single layer at most."""
@@ -107,8 +107,8 @@ class _Operation:
         except FAULTS as error:
             self._reasons.append(f"transformers' outer forward stays: {_first_line(error)}")
         else:
-            self._adapter.program = program
-            self._has_program = True
+            self._adapter.program, self._adapter.answer = program, program.answers
+            self._has_program, self._is_screened = True, program.screening is not None
 
     def _replace_other_pieces(self) -> None:
         """The rebuilt layers hold no more linears; what they were built from is passed over."""
@@ -120,6 +120,7 @@ class _Operation:
             num_layers=len(decoder_layers(self._adapter)),
             num_rebuilt=len(self._layers),
             has_program=self._has_program,
+            is_screened=self._is_screened,
             pieces=self._pieces,
             reasons=tuple(self._reasons),
         )

@@ -1,6 +1,7 @@
 """Puts a program together from the embedding to the logits, each end compared with the recording."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from tokenmill_worker.engine.surgery.program import Program, rotaries_of
 from tokenmill_worker.engine.surgery.recognition import Materials, UnknownStructureError
 from tokenmill_worker.engine.surgery.recording import LayerCall, Recording, Trial, head_of
 from tokenmill_worker.engine.surgery.ropes import Rotary, ropes_of
+from tokenmill_worker.engine.surgery.screening import screening_of
 from tokenmill_worker.engine.surgery.verify import COARSE, EXACT, check
 
 Edit = Callable[[Tensor], Tensor]
@@ -47,7 +49,16 @@ def build_program(
         finish=_finish(adapter, recording),
     )
     _check_program(program, adapter, trial, recording)
-    return program
+    return _screened(program, adapter, recording)
+
+
+def _screened(program: Program, adapter: Adapter, recording: Recording) -> Program:
+    """With the head's arg-max by itself, where the logits are what the head gives and nothing else."""
+    is_unchanged = program.finish is _unchanged and torch.equal(cast("Tensor", recording.head_output), recording.logits)
+    if recording.head_input is None or not is_unchanged:
+        return program
+    head = cast("nn.Linear", head_of(adapter.model))
+    return replace(program, screening=screening_of(head, program.head, recording.head_input))
 
 
 def _owner(model: nn.Module, layer: nn.Module) -> nn.Module:
@@ -98,8 +109,12 @@ def _finish(adapter: Adapter, recording: Recording) -> Edit:
     raise UnknownStructureError("its logits are changed behind the head")
 
 
+def _unchanged(logits: Tensor) -> Tensor:
+    return logits
+
+
 def _known_edits(config: Any) -> Iterator[Edit]:
-    yield lambda logits: logits
+    yield _unchanged
     if (scaling := getattr(config, "logits_scaling", None)) is not None:
         yield lambda logits: logits / scaling
     if (scale := getattr(config, "logit_scale", None)) is not None:

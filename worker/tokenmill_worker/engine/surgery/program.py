@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from tokenmill_worker.engine.answers import UNKNOWN, Answers
+from tokenmill_worker.engine.batch import Bools
 from tokenmill_worker.engine.surgery.fused import Stack, stack_of
 from tokenmill_worker.engine.surgery.layer import Layer, Rope
 from tokenmill_worker.engine.surgery.linear import Linear
 from tokenmill_worker.engine.surgery.norm import Norm
 from tokenmill_worker.engine.surgery.ropes import Ropes, Rotary
+from tokenmill_worker.engine.surgery.screening import Screening
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,23 @@ class Program:
     norm: Norm
     head: Linear
     finish: Callable[[Tensor], Tensor]  # what the model does to its logits in the end
+    screening: Screening | None = None
 
     def __call__(self, token_ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
         """Logits [len(keep), V] of the tokens `keep` of the run."""
         return self.finish(self.head(self.norm_of_last(token_ids, positions, keep)))
+
+    def answers(self, token_ids: Tensor, positions: Tensor, keep: Tensor, is_greedy: Bools) -> Answers:
+        """Of the tokens `keep`, of which some [len(keep)] need no more than the likeliest token."""
+        hidden = self.norm_of_last(token_ids, positions, keep)
+        if self.screening is None:
+            return Answers.of_logits(self.finish(self.head(hidden)))
+        chosen = self.screening(hidden, is_greedy)
+        rows = np.flatnonzero(chosen == UNKNOWN)
+        if len(rows) == 0:
+            return Answers(chosen, rows, None)
+        own = hidden if len(rows) == len(chosen) else hidden.index_select(0, torch.from_numpy(rows))
+        return Answers(chosen, rows, self.finish(self.head(own)))
 
     def norm_of_last(self, token_ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
         """What the head is given. The last layer's products are done for the kept tokens alone."""

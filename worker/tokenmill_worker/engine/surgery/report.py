@@ -12,6 +12,7 @@ class Report:
     num_layers: int
     num_rebuilt: int
     has_program: bool
+    is_screened: bool  # the head, for rows of which only the likeliest token is wanted
     pieces: Replaced
     reasons: Sequence[str]  # why something stayed as transformers made it, one for each layer
 
@@ -19,6 +20,8 @@ class Report:
         parts = [f"{self.num_rebuilt} of {self.num_layers} layers rebuilt"]
         if self.has_program:
             parts.append("transformers' outer forward replaced")
+        if self.is_screened:
+            parts.append("the head screened in int8 for greedy rows")
         if self.pieces != Replaced():
             parts.append(f"{self.pieces.linears} linears and {self.pieces.norms} norms replaced one by one")
         parts += [f"{reason} ({count} times)" for reason, count in Counter(self.reasons).items()]

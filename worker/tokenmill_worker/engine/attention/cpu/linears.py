@@ -62,7 +62,7 @@ class W8A8Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None, factors: Tensor | None = None) -> None:
         levels = quantize(weight if factors is None else weight.float() / factors)
         self._factors = factors
-        self._packed = _panels(levels.values, per_unit=4)
+        self._packed = pack_levels(levels)
         self._scales, self._bias = levels.scales, _float(bias)
         self._sums = levels.values.sum(1).float()
         self._product = torch.ops.tokenmill_cpu.linear_w8a8.default
@@ -112,6 +112,11 @@ class Bfloat16Linear:
 
 def _float(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.float().contiguous()
+
+
+def pack_levels(levels: Levels) -> Tensor:
+    """As linear_w8a8 takes them."""
+    return _panels(levels.values, per_unit=4)
 
 
 def _panels(weight: Tensor, *, per_unit: int) -> Tensor:

@@ -18,6 +18,7 @@ def register() -> None:
         "linear_w8a8": _as_wide_as_scales,
         "linear_w8a16": _as_wide_as_scales,
         "linear_bf16": _of_columns,
+        "screened_argmax": _row_numbers,
     }.items():
         torch.library.register_fake(f"tokenmill_cpu::{name}")(shape)
 
@@ -31,8 +32,8 @@ def _half_as_wide(gate_up: Tensor, act: str) -> Tensor:
     return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 
 
-def _row_numbers(logits: Tensor) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+def _row_numbers(rows: Tensor, *_: object) -> Tensor:
+    return rows.new_empty(rows.shape[0], dtype=torch.int64)
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import ScriptObject, Tensor
 from torch.nn import functional as F
 
+from tokenmill_worker.engine.attention.cpu.memory import weights
+
 COLUMNS = 32  # of the product in one panel, as in csrc/linear.h
 MAX_LEVEL = 127
 MAX_INPUTS = 1 << 16  # sums of uint8 times int8 must fit in int32
@@ -122,7 +124,7 @@ def pack_levels(levels: Levels) -> Tensor:
 def _panels(weight: Tensor, *, per_unit: int) -> Tensor:
     """[N, K] -> [panels, units, bytes]: in each unit 32 columns, of each its `per_unit` inputs."""
     units = _in_panels(weight, per_unit)  # [panels, columns, units, per_unit]
-    packed = units.transpose(1, 2).contiguous()
+    packed = weights.keep(units.transpose(1, 2))
     return packed.view(torch.uint8).view(*packed.shape[:2], -1)
 
 
@@ -132,7 +134,7 @@ def _signs_and_magnitudes(levels: Tensor) -> Tensor:
     signed = (units.abs() + 128 * (units < 0)).to(torch.uint8)
     panels, _, num_units, _ = signed.shape
     ordered = signed.view(panels, 2, 4, 4, num_units, 2).permute(0, 4, 2, 1, 3, 5)  # halves inside lanes
-    return ordered.reshape(panels, num_units, 2 * COLUMNS)
+    return weights.keep(ordered.reshape(panels, num_units, 2 * COLUMNS))
 
 
 def _in_panels(weight: Tensor, per_unit: int) -> Tensor:

@@ -45,7 +45,6 @@ RowScale row_scale(float low, float high, bool is_finite);
 struct Ahead {
   const uint8_t* from;
   int64_t step;
-  bool is_stream;  // of the panel at work, which is read once: they need not come nearer than the second-level cache
 };
 
 // The product of one block with one panel.

@@ -80,17 +80,22 @@ inline void add_products(__m512& sums, __m512i activations, __m512i weights) {
 inline __m512 as_float(__m512i sums) { return _mm512_cvtepi32_ps(sums); }
 inline __m512 as_float(__m512 sums) { return sums; }
 
-// At most 128 bytes are asked for with one unit, so these are all the lines there are.
+// From memory no nearer than the second-level cache: a core waits for more lines there than in the first level, where
+// they would also drive out what is being multiplied. At most 128 bytes are asked for with one unit, so these are all
+// the lines there are.
 inline void fetch(Ahead& ahead) {
-  const uint8_t* last = ahead.from + ahead.step - 64;
-  if (ahead.is_stream) {
-    _mm_prefetch(ahead.from, _MM_HINT_T1);
-    _mm_prefetch(last, _MM_HINT_T1);
-  } else {
-    _mm_prefetch(ahead.from, _MM_HINT_T0);
-    _mm_prefetch(last, _MM_HINT_T0);
-  }
+  _mm_prefetch(ahead.from, _MM_HINT_T1);
+  _mm_prefetch(ahead.from + ahead.step - 64, _MM_HINT_T1);
   ahead.from += ahead.step;
+}
+
+// What has come that far, on its last way into the first level.
+constexpr int64_t kNearby = 512;  // bytes
+
+template <int UnitBytes>
+inline void fetch_nearby(const uint8_t* weights) {
+#pragma GCC unroll 2
+  for (int line = 0; line < UnitBytes; line += 64) _mm_prefetch(weights + kNearby + line, _MM_HINT_T0);
 }
 
 template <int Rows, typename Sums>
@@ -124,6 +129,7 @@ void multiply_plain(const Block& block, const Panel& panel, Ahead ahead) {
   const uint32_t* units = block.units;
   for (int64_t unit = 0; unit < block.num_units; ++unit, units += Rows, weights += 128) {
     fetch(ahead);
+    fetch_nearby<128>(weights);
     add_unit<Rows>(sums, units, _mm512_loadu_si512(weights), _mm512_loadu_si512(weights + 64));
   }
   finish<Rows>(block, panel, sums);
@@ -162,6 +168,7 @@ void multiply_w8a16(const Block& block, const Panel& panel, Ahead ahead) {
   for (int64_t unit = 0; unit < block.num_units; ++unit, units += Rows, weights += 64) {
     __m512i packed = _mm512_loadu_si512(weights);
     fetch(ahead);
+    fetch_nearby<64>(weights);
     __m512i high = _mm512_permutex2var_epi8(high0, packed, high1);
     high = _mm512_ternarylogic_epi64(high, packed, sign, 0xf8);  // high | (packed & sign)
     __m512i low = _mm512_permutex2var_epi8(low0, packed, low1);

@@ -1,12 +1,12 @@
 """Weights in large pages: whole, apart from each other, and alive as long as somebody holds them."""
 
 import gc
+import mmap
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenmill_worker.engine.attention.cpu import memory
 from tokenmill_worker.engine.attention.cpu.memory import AREA, LARGE_PAGE, LINE, LargePages
 
 DTYPES = [torch.uint8, torch.bfloat16, torch.float32]
@@ -50,5 +50,5 @@ def test_a_copy_outlives_the_one_who_made_it() -> None:
 
 
 def test_a_kernel_without_large_pages_gives_ordinary_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(memory.mmap, "MADV_HUGEPAGE", raising=False)
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert torch.equal(LargePages().keep(torch.ones(3)), torch.ones(3))

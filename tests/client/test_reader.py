@@ -3,7 +3,7 @@
 import pytest
 from tokenmill.reader import ResultReader
 from tokenmill.wire.errors import DecodeError
-from tokenmill.wire.messages import Delta, DeltaEntry, Entry, ResetEntry, TokenLogprob, stream_id
+from tokenmill.wire.messages import Completion, Delta, DeltaEntry, Entry, ResetEntry, TokenLogprob, stream_id
 
 from tests.support.hands import delta, done
 
@@ -20,6 +20,27 @@ def test_the_completion_has_the_deltas_tokens_and_the_terminals_text() -> None:
     feed(reader, done("abc", 3))
     assert reader.completion is not None
     assert (reader.completion.text, reader.completion.token_ids) == ("abc", [1, 2, 3])
+
+
+def test_what_is_made_unchecked_equals_what_pydantic_makes_of_it() -> None:
+    reader = ResultReader("q-1")
+    news = feed(reader, delta(0, "ab", 1, 2))
+    assert news == Delta(offset=0, text="ab", token_ids=(1, 2), entry_id=stream_id(0, 2))
+    feed(reader, done("ab", 2))
+    told = reader.completion
+    assert told is not None
+    assert told == Completion.model_validate(told.model_dump())
+    assert Completion.model_validate_json(told.model_dump_json()) == told
+
+
+def test_who_wants_no_deltas_gets_the_same_completion() -> None:
+    told = []
+    for wants_deltas in (False, True):
+        reader = ResultReader("q-1", wants_deltas=wants_deltas)
+        assert (feed(reader, delta(0, "ab", 1, 2)) is not None) == wants_deltas
+        feed(reader, done("ab", 2))
+        told.append(reader.completion)
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3])

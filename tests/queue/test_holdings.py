@@ -1,5 +1,7 @@
 """What a worker holds, what of it must leave, and how the loop hears of it."""
 
+import threading
+
 from tokenmill.wire.keys import Lane
 from tokenmill_worker.queue.holdings import Holdings
 
@@ -89,3 +91,14 @@ def test_the_first_reason_to_end_is_the_one_told() -> None:
     holdings.cancel(["q-1"])
     clock.now_ms = 150.0
     assert holdings.endings() == [("q-1", "cancelled")]
+
+
+def test_who_waits_for_a_parting_hears_of_the_next_one() -> None:
+    holdings, heard = Holdings(Clock()), []
+    waiting = threading.Thread(target=lambda: heard.append(holdings.wait_parting(20.0)))
+    waiting.start()
+    while waiting.is_alive():  # it may not wait yet when it is told
+        holdings.part()
+        waiting.join(0.01)
+    assert heard == [True]
+    assert not holdings.wait_parting(0.001)

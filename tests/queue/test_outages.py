@@ -38,6 +38,18 @@ def test_lost_connections_are_made_again_and_nothing_is_told_twice(bench: Bench)
     assert bench.is_at_rest()
 
 
+def test_batches_that_begin_while_connections_are_cut_are_served_whole(bench: Bench) -> None:
+    names = [f"q-{number}" for number in range(300)]
+    for name in names:
+        bench.submit(name, max_tokens=2)
+    with running_worker(bench):
+        for name in names[::40]:
+            kill_connections(bench)
+            bench.wait_result(name)
+        assert {bench.terminal(name).type for name in names} == {"done"}
+    assert bench.is_at_rest()
+
+
 def test_an_idle_worker_serves_again_after_its_connections_were_cut(bench: Bench) -> None:
     with running_worker(bench) as running:
         wait_until(bench.workers, description="the worker is there")

@@ -113,3 +113,11 @@ def test_closing_ends_every_wait(ready: ReadyBuffer) -> None:
     ready.close()
     assert ready.take(Capacity(8, 100), timeout_s=20.0) == []
     ready.wait_for_room(READY_MAX + 1, timeout_s=20.0)
+
+
+def test_what_is_on_its_way_has_its_room_already(ready: ReadyBuffer) -> None:
+    ready.put(one())
+    ready.take(Capacity(40, 10_000), timeout_s=None)
+    room = ready.room()
+    assert ready.room(num_coming=30) == room - 30
+    assert ready.wait_for_room(room, timeout_s=0.0, num_coming=1) == room - 1

@@ -13,8 +13,6 @@ from tokenmill_worker.queue.lease import Lease
 from tokenmill_worker.queue.partitions import Consumers, Holds, Leases, Publishers
 from tokenmill_worker.queue.publisher import Publisher
 
-GIVE_WAY_S = 0.001  # at most, and not for long: something may come meanwhile
-
 
 class Worker:
     """Keeps one engine busy with what the consumer brings, until it is stopped or the consumer is exhausted.
@@ -51,7 +49,6 @@ class Worker:
                 self._let_go()
                 self._admit(admissions)
                 self.publisher.publish(self._step())
-                self._give_way()
             self._drain()
 
     def stop(self) -> None:
@@ -90,11 +87,6 @@ class Worker:
         for tell in self._on_step:
             tell(self.engine, events, started_s)
         return events
-
-    def _give_way(self) -> None:
-        """To the last word of a request that was alone: it wants the interpreter now, and nothing else is here."""
-        if len(self.holdings) == 1 and not self.engine.has_work():
-            self.holdings.wait_empty(GIVE_WAY_S)
 
     def _drain(self) -> None:
         """Nothing new comes. What fits into the drain time is finished; the rest is written down and handed back."""

@@ -43,7 +43,6 @@ class Holds(Protocol):
     def tenures(self) -> list[Tenure]: ...
     def take_fenced(self) -> list[str]: ...
     def endings(self) -> list[tuple[str, Ending]]: ...
-    def wait_empty(self, timeout_s: float) -> bool: ...
 
 
 class AllHoldings:
@@ -65,10 +64,6 @@ class AllHoldings:
         return [
             (engine_id(keys, name), ending) for keys, holdings in self._parts for name, ending in holdings.endings()
         ]
-
-    def wait_empty(self, timeout_s: float) -> bool:
-        """Each of them that is not, one after the other."""
-        return all(holdings.wait_empty(timeout_s) for _, holdings in self._parts if len(holdings))
 
     def partition_of(self, tenure: Tenure) -> int | None:
         """None: it is not ours any more."""

@@ -21,9 +21,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 // Up to this many rows each thread prepares them for itself: cheaper than waiting for one another.
 constexpr int64_t kAlone = 12;
-// Bytes of weights. With 2048 a line comes too late as soon as there are rows to multiply: 20.6 ms at 8 rows instead of
-// 15.8; the one or two rows that only wait for memory lose a tenth by more.
-constexpr int64_t kFetchAhead = 8192, kFetchAheadOfTwo = 4096;
 
 enum class Format { w8a8, w8a16, bf16 };
 
@@ -124,8 +121,7 @@ class Product {
 
   // While a panel is multiplied with several blocks, the next one is on its way from memory, each block's share of it.
   Ahead ahead(const Panel& panel, int64_t block, int64_t num_blocks) const {
-    int64_t distance = x_.size(0) <= 2 ? kFetchAheadOfTwo : kFetchAhead;
-    if (num_blocks == 1) return {panel.weights + distance, weight_.packed.size(2)};
+    if (num_blocks == 1) return {panel.weights + fetch_distance(x_.size(0)), weight_.packed.size(2)};
     int64_t share = weight_.panel_bytes() / num_blocks;
     return {panel.weights + weight_.panel_bytes() + block * share, share / num_units_ + 1};
   }

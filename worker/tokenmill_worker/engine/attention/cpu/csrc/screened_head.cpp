@@ -32,7 +32,6 @@ constexpr float kMargin = 1.002f;  // lengths are summed in float32, in LANES pa
 constexpr float kTie = 0.008f;     // logits this close, relatively, may become equal bfloat16: a step is at most 2^-7
 constexpr float kTiny = 0x1p-100f, kShortest = 0x1p-50f, kLongest = 0x1p50f;  // of rows; others are not screened
 constexpr int64_t kChunk = 8;          // panels in a row for one thread
-constexpr int64_t kFetchAhead = 2048;  // bytes of weights
 constexpr int64_t kGrain = 8;          // rows worth waking another thread for
 
 // Of a product over `width` inputs, in |w| |h|. linear_bf16 rounds at most three times for every two inputs; the
@@ -188,9 +187,9 @@ class Screening {
 
   // While a panel is multiplied with several blocks, the next one is on its way from memory, each block's share of it.
   Ahead ahead(const Panel& panel, const Panel& next, int64_t block) const {
-    if (num_blocks_ == 1) return {panel.weights + kFetchAhead, head_.packed.size(2), true};
+    if (num_blocks_ == 1) return {panel.weights + fetch_distance(num_rows_), head_.packed.size(2)};
     int64_t share = head_.panel_bytes() / num_blocks_;
-    return {next.weights + block * share, share / num_units_ + 1, false};
+    return {next.weights + block * share, share / num_units_ + 1};
   }
 
   void look(int64_t row, int64_t index, const float* rough, int32_t& count, std::vector<Hit>& hits) {
@@ -299,7 +298,7 @@ class Screening {
       uint16_t logits[kColumns];
       Block block{units.data(), &scale, 1, num_units, logits, kColumns, false};
       auto weights = reinterpret_cast<const uint8_t*>(panel.data());
-      kernels_.bf16(block, {weights, nullptr, nullptr, nullptr, width}, {weights, 4 * kColumns, false});
+      kernels_.bf16(block, {weights, nullptr, nullptr, nullptr, width}, {weights, 4 * kColumns});
       for (int64_t own = 0; own < width; ++own) {
         float logit = from_bfloat16(logits[own]);
         bool is_first = best < 0 || columns[own] < best;

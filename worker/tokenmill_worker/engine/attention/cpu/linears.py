@@ -64,7 +64,7 @@ class W8A8Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None, factors: Tensor | None = None) -> None:
         levels = quantize(weight if factors is None else weight.float() / factors)
         self._factors = factors
-        self._packed = pack_levels(levels)
+        self._packed = _panels(levels.values, per_unit=4)
         self._scales, self._bias = levels.scales, _float(bias)
         self._sums = levels.values.sum(1).float()
         self._product = torch.ops.tokenmill_cpu.linear_w8a8.default
@@ -118,13 +118,20 @@ def _float(bias: Tensor | None) -> Tensor | None:
 
 def pack_levels(levels: Levels) -> Tensor:
     """As linear_w8a8 takes them."""
-    return _panels(levels.values, per_unit=4)
+    return _as_bytes(_units(levels.values, per_unit=4).contiguous())
 
 
 def _panels(weight: Tensor, *, per_unit: int) -> Tensor:
     """[N, K] -> [panels, units, bytes]: in each unit 32 columns, of each its `per_unit` inputs."""
-    units = _in_panels(weight, per_unit)  # [panels, columns, units, per_unit]
-    packed = weights.keep(units.transpose(1, 2))
+    return _as_bytes(weights.keep(_units(weight, per_unit)))
+
+
+def _units(weight: Tensor, per_unit: int) -> Tensor:
+    """[panels, units, columns, per_unit]."""
+    return _in_panels(weight, per_unit).transpose(1, 2)
+
+
+def _as_bytes(packed: Tensor) -> Tensor:
     return packed.view(torch.uint8).view(*packed.shape[:2], -1)
 
 

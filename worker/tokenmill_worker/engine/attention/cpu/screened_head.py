@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenmill_worker.engine.attention.cpu.linears import COLUMNS, MAX_INPUTS, pack_levels, quantize
+from tokenmill_worker.engine.attention.cpu.memory import weights
 
 MARGIN = 1.002  # of lengths that were summed in float32
 SHORTEST = 2.0**-40  # covers what a processor makes of numbers below the normal ones
@@ -21,7 +22,7 @@ class ScreenedHead:
         parts = [_screen(part) for part in torch.split(weight, AT_ONCE)]
         packed, scales, sums, errors, norms = map(torch.cat, zip(*parts, strict=True))
         filling = -len(weight) % COLUMNS
-        self._screen = packed, scales, sums, F.pad(errors, (0, filling)), F.pad(norms, (0, filling))
+        self._screen = weights.keep(packed), scales, sums, F.pad(errors, (0, filling)), F.pad(norms, (0, filling))
 
     def __call__(self, x: Tensor, *, portable: bool = False) -> Tensor:
         """[M, K] -> [M]. -1: the bounds decide too little, as for a row with a NaN; ask the head itself."""

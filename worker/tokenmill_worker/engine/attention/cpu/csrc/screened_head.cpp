@@ -31,6 +31,7 @@ using tokenmill::load_floats;
 constexpr float kMargin = 1.002f;  // lengths are summed in float32, in LANES parts of at most 4096 squares each
 constexpr float kTie = 0.008f;     // logits this close, relatively, may become equal bfloat16: a step is at most 2^-7
 constexpr float kTiny = 0x1p-100f, kShortest = 0x1p-50f, kLongest = 0x1p50f;  // of rows; others are not screened
+constexpr int64_t kAhead = 4;          // times as many columns may be kept meanwhile as may be left in the end
 constexpr int64_t kChunk = 8;          // panels in a row for one thread
 constexpr int64_t kGrain = 8;          // rows worth waking another thread for
 
@@ -212,12 +213,13 @@ class Screening {
     return std::max(known, to);
   }
 
-  // A row with too many is given up: nothing is above infinity.
+  // A thread that runs ahead of those with the best columns keeps more than will be left. A row with far too many is
+  // given up: nothing is above infinity.
   void keep(int64_t row, int64_t column, Floats high, float least, int32_t& count, std::vector<Hit>& hits) {
     for (int lane = 0; lane < LANES; ++lane) {
       if (!(high[lane] > least)) continue;
       hits.push_back({static_cast<int32_t>(row), static_cast<int32_t>(column + lane), high[lane]});
-      if (++count > most_) raise(row, std::numeric_limits<float>::infinity());
+      if (++count > kAhead * most_) raise(row, std::numeric_limits<float>::infinity());
     }
   }
 
@@ -241,7 +243,7 @@ class Screening {
   // -1 where the bounds decide too little.
   int64_t choose(int64_t row) {
     int32_t *columns = columns_.data() + starts_[row], *end = columns_.data() + starts_[row + 1];
-    if (columns == end) return -1;
+    if (columns == end || end - columns > most_) return -1;
     if (end - columns > 1) end = narrow(row, columns, end);
     return end - columns == 1 ? *columns : exactly(row, columns, end);
   }
@@ -320,7 +322,7 @@ class Screening {
   const Head& head_;
   const Kernels& kernels_;
   const int64_t num_rows_, num_units_, num_blocks_;
-  const int64_t most_;  // columns kept for one row by one thread
+  const int64_t most_;  // columns that a row may be left with
   std::vector<uint32_t> units_;
   std::vector<RowScale> scales_;
   std::vector<Reach> reaches_;

@@ -60,7 +60,8 @@ def question_workload(engine: Engine) -> Workload:
 def by_rows(loop: Loop, *, seconds: float) -> list[Row]:
     space = Space()
     found = there_and_back([space.usual(num) for num in ROWS], loop.closed, seconds=seconds, name="rows")
-    return [{"num_rows": num, **figures.plain()} for num, figures in zip(ROWS, found, strict=True)]
+    plain = [(num, figures.plain()) for num, figures in zip(ROWS, found, strict=True)]
+    return [{**one, "num_decoding": one["num_rows"], "num_rows": num} for num, one in plain]
 
 
 def by_interval(loop: Loop, *, seconds: float) -> list[Row]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from tokenmill.bulk.eta import LOOK_INTERVAL_S, Estimator
 from tokenmill.bulk.lengths import Lengths
-from tokenmill.bulk.pulse import Pulse, WorkerTold
+from tokenmill.bulk.pulse import Pulse, StepLaw, WorkerTold
 from tokenmill_worker.engine.api import EngineRequest, SamplingParams
 from tokenmill_worker.engine.cost_model import StepShape
 
@@ -47,13 +47,20 @@ class Replay:
     """A run as BulkRun drives it, over an engine whose steps take the time that a law says."""
 
     def __init__(
-        self, folder: Path, rows: Sequence[Row], *, window: int, law: Law = two_cores, knows: bool = True
+        self,
+        folder: Path,
+        rows: Sequence[Row],
+        *,
+        window: int,
+        law: Law = two_cores,
+        knows: bool = True,
+        sees: bool = True,
     ) -> None:
         self._clock = SimulatedClock()
         self._engine = simulated_engine(
             SimulatedMachine(self._clock, law), self._clock, folder, max_num_seqs=NUM_SLOTS, max_num_batched_tokens=512
         )
-        self._knows = knows
+        self._knows, self._sees = knows, sees
         self._estimator = Estimator()
         self._rows = {str(number): row for number, row in enumerate(rows)}
         self._unsent = iter(self._rows.items())
@@ -108,7 +115,13 @@ class Replay:
     def _said(self, told_s: float) -> WorkerTold:
         now = self._engine.statistics()
         return WorkerTold(
-            NUM_SLOTS, told_s, now.num_steps, now.num_decode_tokens, now.num_prefill_tokens, now.num_running
+            NUM_SLOTS,
+            told_s,
+            now.num_steps,
+            now.num_decode_tokens,
+            now.num_prefill_tokens,
+            now.num_running,
+            tuple((rows, ms / 1000) for rows, ms in now.decode_step_ms) if self._sees else (),
         )
 
 
@@ -218,6 +231,14 @@ def test_shares_of_a_step_are_told_apart_once_the_batch_has_changed_its_size() -
     assert law.fixed_s == pytest.approx(0.05, rel=0.1)
     assert law.per_row_s == pytest.approx(0.001, rel=0.15)
     assert law.per_prompt_token_s == pytest.approx(0.0005, rel=0.15)
+
+
+def test_a_step_of_few_rows_is_known_from_a_run_before() -> None:
+    law = StepLaw(0.020, 0.001, 0.0, seen=((2.0, 0.010), (62.0, 0.040)))
+    assert law.step_s(32) == pytest.approx(0.025)
+    assert law.step_s(1) == pytest.approx(0.010 * 21 / 22)
+    assert law.step_s(124) == pytest.approx(0.040 * 144 / 82)
+    assert law._replace(seen=()).step_s(30) == pytest.approx(0.050)
 
 
 def test_a_worker_that_started_anew_is_not_taken_for_one_that_went_back() -> None:

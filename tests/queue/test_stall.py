@@ -28,9 +28,22 @@ class Scene:
         self.engine = IDLE
         self.watch = StallWatch(lambda: self.engine, timeout_s=10.0, now_s=lambda: self.now_s)
 
-    def is_stalled_at(self, now_s: float, **changes: int) -> bool:
+    def is_stalled_at(
+        self,
+        now_s: float,
+        *,
+        num_running: int | None = None,
+        num_waiting: int | None = None,
+        num_steps: int | None = None,
+    ) -> bool:
         self.now_s = now_s
-        self.engine = replace(self.engine, **changes)
+        seen = self.engine
+        self.engine = replace(
+            seen,
+            num_running=seen.num_running if num_running is None else num_running,
+            num_waiting=seen.num_waiting if num_waiting is None else num_waiting,
+            num_steps=seen.num_steps if num_steps is None else num_steps,
+        )
         return self.watch.is_stalled()
 
 

@@ -5,6 +5,7 @@ blocking read waits for all rows in flight. What the stream cannot tell (it was 
 lost it) is found by looking at the jobs themselves: when they are sent, and whenever nothing was heard for a while.
 """
 
+import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +33,7 @@ OUTAGE_S = 60.0  # how long a server that was there may be away, for a restart o
 RETRY_INTERVAL_S = 0.5
 
 # As a worker's info calls them.
-_INFO = {field: field for field in WorkerTold._fields} | {"num_slots": "max_num_seqs"}
+_INFO = {field: field for field in WorkerTold._fields} | {"num_slots": "max_num_seqs", "decode_steps": "decode_step_ms"}
 
 FINAL_FAILURES = ("failed", "cancelled", "expired", "dead")
 
@@ -207,5 +208,7 @@ def _parts(rows: Sequence[OutgoingRow]) -> Iterator[Sequence[OutgoingRow]]:
 
 def _told(values: Sequence[bytes | None]) -> WorkerTold:
     """What a worker leaves out counts as 0: one of another version."""
-    num_slots, told_s, *totals = (value or 0 for value in values)
-    return WorkerTold(int(num_slots), float(told_s), *map(int, totals))
+    num_slots, told_s, *totals = (float(value or 0) for value in values[:-1])
+    steps, decode, prefill, running = map(int, totals)
+    decode_steps = tuple((float(rows), float(ms) / 1000) for rows, ms in json.loads(values[-1] or b"[]"))
+    return WorkerTold(int(num_slots), told_s, steps, decode, prefill, running, decode_steps)

@@ -100,7 +100,7 @@ class Estimator:
 
     def eta_s(self, num_unsent: int, *, now_s: float) -> float | None:
         """Seconds until the last row is answered; None while nothing is known. Computed at most once a second."""
-        if now_s - self._played_s >= PLAY_INTERVAL_S:
+        if self._eta_s is None or now_s - self._played_s >= PLAY_INTERVAL_S:
             self._played_s = now_s
             self._eta_s = self._computed(num_unsent, now_s)
         return None if self._eta_s is None else max(0.0, self._eta_s - (now_s - self._played_s))

@@ -19,6 +19,9 @@ USUAL = (20.0, 1.0, 0.75)  # a step, a row in it, a prompt token in it: SmolLM2 
 MAX_AHEAD_S = 3.0  # a worker that says nothing for longer may stand still
 
 
+Steps = tuple[tuple[float, float], ...]  # rows, and the seconds of a step of so many; by ascending rows
+
+
 class WorkerTold(NamedTuple):
     """A worker's word about itself. Totals since its start, `told_s` by its own clock; 0.0: it tells none."""
 
@@ -28,16 +31,31 @@ class WorkerTold(NamedTuple):
     num_decode_tokens: int = 0
     num_prefill_tokens: int = 0
     num_running: int = 0
+    decode_steps: Steps = ()
 
 
 class StepLaw(NamedTuple):
-    """Seconds."""
+    """Seconds. `seen`: what steps without a prompt took; the shares tell what nobody has seen."""
 
     fixed_s: float
     per_row_s: float
     per_prompt_token_s: float
+    seen: Steps = ()
 
     def step_s(self, num_rows: float) -> float:
+        """Between two that were seen on the line that joins them; beyond, in proportion to the nearest."""
+        before = [one for one in self.seen if one[0] <= num_rows]
+        after = [one for one in self.seen if one[0] > num_rows]
+        if before and after:
+            (low, low_s), (high, high_s) = before[-1], after[0]
+            return low_s + (high_s - low_s) * (num_rows - low) / (high - low)
+        scale = 1.0
+        if nearest := before[-1:] or after[:1]:
+            [(rows, seconds)] = nearest
+            scale = seconds / self._by_shares(rows)
+        return scale * self._by_shares(num_rows)
+
+    def _by_shares(self, num_rows: float) -> float:
         return self.fixed_s + self.per_row_s * num_rows
 
 
@@ -77,7 +95,12 @@ class Pulse:
         usual = [share * scale for share in USUAL]
         times = _fitted(segments, usual, step_s=seconds / nums[0])
         level = _level(segments, law := [time * share for time, share in zip(times, usual, strict=True)])
-        return StepLaw(*(share * level for share in law))
+        fixed_s, per_row_s, per_prompt_token_s = (share * level for share in law)
+        return StepLaw(fixed_s, per_row_s, per_prompt_token_s, seen=self._seen())
+
+    def _seen(self) -> Steps:
+        """Of the worker that has seen most: others' machines may be of another speed."""
+        return max((marks[-1].decode_steps for marks in self._marks.values() if marks), key=len, default=())
 
 
 def _note(marks: deque[WorkerTold], told: WorkerTold) -> int:

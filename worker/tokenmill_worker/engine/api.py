@@ -310,7 +310,8 @@ class EngineStatistics:
     """One immutable look at the engine; the source of metrics, `queue --json` and tests. Counters only grow.
 
     The limits are what the last step was allowed, and step times smoothed over some ten steps: 0 before the first, and
-    the predicted one also without target_tpot_ms, where nothing is predicted.
+    the predicted one also without target_tpot_ms, where nothing is predicted. `decode_step_ms`: rows, and how long a
+    step of so many takes that has no prompt in it, for each doubling of rows that was seen.
     """
 
     num_waiting: int
@@ -328,6 +329,7 @@ class EngineStatistics:
     num_rows_limit: int = 0
     observed_step_ms: float = 0.0
     predicted_step_ms: float = 0.0
+    decode_step_ms: tuple[tuple[float, float], ...] = ()
 
     @property
     def kv_cache_usage(self) -> float:

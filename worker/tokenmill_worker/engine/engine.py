@@ -445,6 +445,7 @@ class Engine:
             num_rows_limit=self._limits.num_rows,
             observed_step_ms=round(self._metronome.observed_s * 1000, 3),
             predicted_step_ms=round(self._metronome.predicted_s * 1000, 3),
+            decode_step_ms=self._metronome.decode_step_ms,
         )
 
     def check_integrity(self) -> None:

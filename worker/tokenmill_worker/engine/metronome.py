@@ -27,11 +27,18 @@ class Metronome:
         self._began_s = self._ended_s = clock()
         self._has_gone_on = False  # something ran when the last step ended
         self._ran: Scheduled | None = None
+        self._decoding: dict[int, tuple[float, float]] = {}  # of rows' numbers with so many bits: rows, seconds
 
     @property
     def limits(self) -> Limits | None:
         """Of the last step; None: there was none, or none but the engine's own."""
         return None if self._pacer is None else self._pacer.limits
+
+    @property
+    def decode_step_ms(self) -> tuple[tuple[float, float], ...]:
+        """Rows, and what a step of so many takes of late with no prompt in it: one pair for each doubling of rows."""
+        pairs = sorted(self._decoding.values())
+        return tuple((round(rows, 2), round(seconds * 1000, 3)) for rows, seconds in pairs)
 
     def begin(self) -> None:
         self._began_s = self.clock()
@@ -59,12 +66,22 @@ class Metronome:
 
     def _observe(self, step: Scheduled, step_s: float, between_s: float) -> None:
         self.observed_s += (SMOOTHING if self.observed_s else 1.0) * (step_s - self.observed_s)
+        num_rows = len(step.num_tokens)
+        if step.num_tokens.sum() == num_rows:
+            self._note_decoding(num_rows, step_s + between_s)
         if self._pacer is None:
             return
         shape, num_decoding = shape_of(step)
         predicted_s = self._pacer.predict(shape)
         self.predicted_s += (SMOOTHING if self.predicted_s else 1.0) * (predicted_s - self.predicted_s)
         self._pacer.observe(shape, num_decoding, step_s, between_s)
+
+    def _note_decoding(self, num_rows: int, seconds: float) -> None:
+        rows, known_s = self._decoding.get(num_rows.bit_length(), (float(num_rows), seconds))
+        self._decoding[num_rows.bit_length()] = (
+            rows + SMOOTHING * (num_rows - rows),
+            known_s + SMOOTHING * (seconds - known_s),
+        )
 
 
 def shape_of(step: Scheduled) -> tuple[StepShape, int]:

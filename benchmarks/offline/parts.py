@@ -18,27 +18,27 @@ class ModelClock:
     def __init__(self, engine: Engine) -> None:
         runner: Any = engine._runner
         self._adapter = runner._adapter
-        self._forward = self._adapter.logits
+        self._forward = self._adapter.answers
         self._module: Any = import_module(type(runner).__module__)
-        self._sample = self._module.sample
+        self._sample = self._module.sample_answers
         self.steps: list[float] = []
 
     def __enter__(self) -> Self:
-        self._adapter.logits = self._timed_forward
-        self._module.sample = self._timed_sample
+        self._adapter.answers = self._timed_forward
+        self._module.sample_answers = self._timed_sample
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._module.sample = self._sample
-        self._adapter.logits = self._forward
+        self._module.sample_answers = self._sample
+        self._adapter.answers = self._forward
 
     def _timed_forward(self, *args: Any) -> Any:
         started_s = time.perf_counter()
-        logits = self._forward(*args)
+        answers = self._forward(*args)
         self.steps.append(time.perf_counter() - started_s)
-        return logits
+        return answers
 
     def _timed_sample(self, *args: Any) -> Any:
         started_s = time.perf_counter()

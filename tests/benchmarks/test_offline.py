@@ -1,13 +1,16 @@
 """The offline benchmarks' work, and how they count it; on the echo engine, which computes nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 from tokenmill_worker.engine import Engine, EngineConfig
 
 from benchmarks.engines import exactly, generate, load_engine, parse_setting, run_steps, token_prompts
+from benchmarks.offline.parts import ModelClock
 from benchmarks.offline.throughput import print_run
 from benchmarks.workload import FEW_LENGTHS, few_lengths, long_text, shared_prefix, workload
+from tests.engine.models.tiny import PACKABLE, save_model
 
 
 @pytest.fixture
@@ -61,6 +64,14 @@ def test_steps_are_counted_and_sorted_into_prefill_and_decode(engine: Engine) ->
     assert len(found.decode_steps(2)) == 4
     assert found.num_cached_tokens == 0
     assert not engine.has_work()
+
+
+def test_the_models_share_of_each_step_is_seen(tmp_path: Path) -> None:
+    engine = load_engine({"model": str(save_model(PACKABLE["llama"](), tmp_path)), "kv_cache_tokens": 512})
+    with ModelClock(engine) as clock:
+        run = run_steps(engine, [[1, 2, 3]], [4])
+    assert len(clock.steps) == 4
+    assert all(0 < model_s <= step.seconds for model_s, step in zip(clock.steps, run.steps, strict=False))
 
 
 def test_cached_tokens_are_those_of_this_run() -> None:

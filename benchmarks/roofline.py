@@ -1,9 +1,10 @@
 """What the machine allows: weight bandwidth and GEMM rate, through prepacked linears of a model's own shapes.
 
 All linears of the model are laid out as a step would find them (every layer's weights in memory of their own, q/k/v and
-gate/up in one each), and run over M tokens with nothing between them. One token tells the bandwidth, 512 the rate. The
-bound of a step over M tokens is the sum over linears of max(bytes / bandwidth, FLOP / rate): no attention, no norms, no
-host work. `linears_ms` is what those same linears take at M itself, which no shape of work reaches at every M.
+gate/up in one each), and run over M tokens with nothing between them. 512 tokens tell the rate; the bandwidth is what a
+plain read by all threads reaches, or those linears over one token where they are faster. The bound of a step over M
+tokens is the sum over linears of max(bytes / bandwidth, FLOP / rate): no attention, no norms, no host work.
+`linears_ms` is what those same linears take at M itself, which no shape of work reaches at every M.
 """
 
 import time
@@ -67,7 +68,7 @@ class Roofline:
 
     @cached_property
     def bytes_per_s(self) -> float:
-        return self.num_weights * self.dtype.itemsize / self.linears_s(1)
+        return max(self.num_weights * self.dtype.itemsize / self.linears_s(1), self.read_bytes_per_s)
 
     @cached_property
     def flop_per_s(self) -> float:
@@ -75,8 +76,8 @@ class Roofline:
 
     @cached_property
     def read_bytes_per_s(self) -> float:
-        """Plain reading of memory by all threads, for comparison."""
-        numbers = torch.zeros(1 << 26)
+        """Plain reading of memory by all threads; written before, since unwritten pages are all one page of zeros."""
+        numbers = torch.ones(1 << 26)
         return numbers.numel() * numbers.itemsize / _median_s(lambda: numbers.sum(), 7)
 
     def bound_s(self, num_tokens: int) -> float:
@@ -100,6 +101,7 @@ class Roofline:
             "weight_gb_per_s": round(self.bytes_per_s / 1e9, 2),
             "gemm_gflop_per_s": round(self.flop_per_s / 1e9, 1),
             "read_gb_per_s": round(self.read_bytes_per_s / 1e9, 2),
+            "balance_rows": round(self.flop_per_s / self.bytes_per_s * self.dtype.itemsize / 2, 1),
         }
 
 

@@ -6,7 +6,8 @@ python -m benchmarks.batching --render    draws page and pictures from the kept 
 Caveats: a closed loop with as many clients as rows, on the bare engine; each point twice, there and back. Rates are
 what an undisturbed machine gives (medians over steps). The three ways under arrivals have prompts and answers of a
 quarter of the usual length. Padded and packed static batches run once each over transformers' own model class. The page
-also shows what `python -m benchmarks.flush_interval --keep` has measured through the queue.
+also shows what `python -m benchmarks.flush_interval --keep` and `python -m benchmarks.offline latency --keep` have
+measured.
 """
 
 import argparse

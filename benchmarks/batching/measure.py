@@ -17,7 +17,6 @@ from benchmarks.batching.loads import WAYS, ArrivalLoop
 from benchmarks.engines import TokenIds, generate, load_engine, token_prompts
 from benchmarks.offline.heavy_tailed import static
 from benchmarks.offline.latency import model_folder
-from benchmarks.roofline import Roofline, linear_shapes
 from benchmarks.workload import workload
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -133,22 +132,6 @@ def limit(engine: Engine, num_rows: int) -> None:
     engine.reconfigure(max_num_seqs=num_rows, max_num_batched_tokens=512, scheduling_interval=1)
 
 
-def roofline_rows(settings: dict[str, object]) -> dict[str, object]:
-    """What the machine's memory and arithmetic allow for a step of so many rows, and what its linears take."""
-    roofline = Roofline(linear_shapes(model_folder(settings)), getattr(torch, str(settings["dtype"])))
-    weights_ms = 1e3 * roofline.linears_s(1)
-    rows = [
-        {
-            "num_rows": num,
-            "bound_ms": round(1e3 * roofline.bound_s(num), 3),
-            "linears_ms": round(1e3 * roofline.linears_s(num), 3),
-        }
-        for num in ROWS
-    ]
-    balance = roofline.flop_per_s / roofline.bytes_per_s * roofline.dtype.itemsize / 2
-    return {**roofline.figures(), "weights_ms": round(weights_ms, 3), "balance_rows": round(balance, 1), "rows": rows}
-
-
 def knee_of(rows: Sequence[Row]) -> int | None:
     found = knee([Seen(int(row["num_rows"]), row["tokens_per_s"], row["token_p50_ms"]) for row in rows])
     return found.num_rows if found else None
@@ -156,14 +139,11 @@ def knee_of(rows: Sequence[Row]) -> int | None:
 
 def measure(settings: dict[str, object], *, scale: float) -> dict[str, object]:
     """About seven minutes at scale 1, on two cores."""
-    on_cpu = settings.get("device") != "cuda"
-    roofline = roofline_rows(settings) if on_cpu else None
     engine = load_engine({**settings, "max_num_seqs": max(ROWS), "max_num_batched_tokens": max(TOKENS)})
     loop = Loop(engine, question_workload(engine))
     loop.closed(Point(8, 512, 1), scale)  # warm-up
     rows = by_rows(loop, seconds=4.5 * scale)
     figures: dict[str, object] = {
-        "roofline": roofline,
         "num_requests": NUM_REQUESTS,
         "by_rows": rows,
         "knee": knee_of(rows),

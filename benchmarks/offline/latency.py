@@ -76,7 +76,7 @@ def model_folder(settings: dict[str, object]) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_engine_arguments(parser)
-    parser.add_argument("--rows", default="1,8,32,64,256")
+    parser.add_argument("--rows", default="1,2,4,8,16,24,32,48,64,128,256")
     parser.add_argument("--keep", action="store_true", help="write the JSON line to benchmarks/results/")
     args = parser.parse_args()
     rows = [int(word) for word in args.rows.split(",")]

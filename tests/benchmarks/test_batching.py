@@ -32,10 +32,9 @@ def made_up() -> dict[str, Any]:
         "roofline": {
             "weight_gb_per_s": 25.0,
             "gemm_gflop_per_s": 700.0,
-            "weights_ms": 11.0,
             "balance_rows": 28.0,
-            "rows": [{"num_rows": num, "bound_ms": 10.0, "linears_ms": 11.0} for num in rows],
         },
+        "decode": [{"num_rows": num, "bound_ms": 10.0, "linears_ms": 11.0, "step_ms": 12.0} for num in rows],
         "knee": 32,
         "num_requests": 32,
         "by_rows": [figures(min(num, 32) * 10.0, 12.0 + num) | {"num_rows": num} for num in rows],

@@ -125,9 +125,17 @@ class Replay:
         )
 
 
-def errors(folder: Path, rows: Sequence[Row], *, window: int, law: Law = two_cores, knows: bool = True) -> list[float]:
+def errors(
+    folder: Path,
+    rows: Sequence[Row],
+    *,
+    window: int,
+    law: Law = two_cores,
+    knows: bool = True,
+    sees: bool = True,
+) -> list[float]:
     """Of the ETA at 10, 25 and 50 % of the rows, as a share of the truth; negative: told too early."""
-    replay = Replay(folder, rows, window=window, law=law, knows=knows)
+    replay = Replay(folder, rows, window=window, law=law, knows=knows, sees=sees)
     ended_s = replay.run()
     told = [replay.told[round(share * len(rows))] for share in SHARES]
     assert all(one.eta_s is not None for one in told), "something is known by now"
@@ -145,6 +153,11 @@ def asked(num: int, *, seed: int = 0, max_tokens: int | None = None) -> list[Row
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_end_of_workload_a_is_known_to_15_percent(tmp_path: Path, seed: int) -> None:
     found = errors(tmp_path, asked(64, seed=seed), window=64)
+    assert max(map(abs, found)) < 0.15, found
+
+
+def test_a_worker_that_tells_nothing_of_its_steps_is_known_to_15_percent_too(tmp_path: Path) -> None:
+    found = errors(tmp_path, asked(64), window=64, sees=False)
     assert max(map(abs, found)) < 0.15, found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenmill_worker.engine.api import SamplingParams
 from tokenmill_worker.engine.cost_model import CostModel, StepShape, fit
 from tokenmill_worker.engine.pacer import LEAST_AIM, Limits, Load, Pacer, Targets
 
@@ -148,6 +149,18 @@ def test_the_decisions_show_in_the_statistics(tmp_path: Path) -> None:
     assert 0 < statistics.num_batched_tokens_limit <= 512
     assert 0 < statistics.num_rows_limit < 64
     assert statistics.predicted_step_ms == pytest.approx(statistics.observed_step_ms, rel=0.3)
+
+
+def test_steps_without_prompts_are_told_for_each_doubling_of_rows(tmp_path: Path) -> None:
+    def one_row_s(shape: StepShape) -> float:
+        return 0.010 + 0.001 * shape.num_samples
+
+    clock = SimulatedClock()
+    engine = simulated_engine(SimulatedMachine(clock, one_row_s, noise=0.0), clock, tmp_path)
+    prompts = [[1, 2, 3]] * 3
+    engine.generate(prompts, SamplingParams(max_tokens=9, ignore_eos=True))
+    engine.generate(prompts[:1], SamplingParams(max_tokens=9, ignore_eos=True))
+    assert engine.statistics().decode_step_ms == ((1.0, 11.0), (3.0, 13.0))
 
 
 def test_no_more_is_asked_for_than_the_target_lets_in(tmp_path: Path) -> None:

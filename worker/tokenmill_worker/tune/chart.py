@@ -14,14 +14,15 @@ LABEL_ROOM = 6
 _STYLE = """
 svg { background: #ffffff; font: 13px system-ui, sans-serif; }
 text { fill: #4b5563; } .title { fill: #111827; font-size: 17px; font-weight: 600; } .name { fill: #111827; }
-.grid { stroke: #e5e7eb; } .mark { fill: none; stroke: #b91c1c; stroke-width: 2; } .marked { fill: #b91c1c; }
+.grid { stroke: #e5e7eb; } .mark { fill: none; stroke: #b91c1c; stroke-width: 2; }
+.marked { fill: #b91c1c; paint-order: stroke; stroke: #ffffff; stroke-width: 4px; }
 .limit { stroke: #b91c1c; stroke-dasharray: 5 4; }
 .line { fill: none; stroke-width: 2; } .dashed { stroke-dasharray: 6 4; }
 """
 _DARK = """
   svg { background: #111827; }
   text { fill: #9ca3af; } .title, .name { fill: #f3f4f6; }
-  .grid { stroke: #374151; } .mark, .limit { stroke: #f87171; } .marked { fill: #f87171; }
+  .grid { stroke: #374151; } .mark, .limit { stroke: #f87171; } .marked { fill: #f87171; stroke: #111827; }
 """
 
 
@@ -42,11 +43,11 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A ring around a place, with a word below it at its side, or above it."""
+    """A ring around a place, with a word below it, at its side or in its middle."""
 
     dot: Dot
     text: str
-    is_above: bool = False
+    is_centred: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,8 +169,14 @@ def _series(area: _Area, number: int, one: Series) -> str:
     ink = _ink_of(number)
     parts = [f'<path class="line stroke{ink}{dashed}" d="M{line}"/>'] if len(places) > 1 else []
     parts += [f'<circle class="fill{ink}" cx="{x}" cy="{y}" r="4"/>' for x, y, _ in places]
-    parts += [_text(x, y - LABEL_ROOM - 3, label) for x, y, label in places if label]
+    parts += [_text(x, y - LABEL_ROOM - 3, label, anchor=_anchor(x, label)) for x, y, label in places if label]
     return "\n".join(parts)
+
+
+def _anchor(x: float, label: str) -> str:
+    """Long labels at the edges stay inside."""
+    half = 3.6 * len(label)
+    return "start" if x - half < LEFT else "end" if x + half > WIDTH - RIGHT else "middle"
 
 
 def _ink_of(number: int) -> int:
@@ -179,8 +186,8 @@ def _ink_of(number: int) -> int:
 def _mark(area: _Area, mark: Mark) -> str:
     x, y = area.x(mark.dot.x), area.y(mark.dot.y)
     ring = f'<circle class="mark" cx="{x}" cy="{y}" r="9"/>'
-    if mark.is_above:
-        return ring + _text(x, y - 16, mark.text, style="marked")
+    if mark.is_centred:
+        return ring + _text(x, y + 26, mark.text, style="marked")
     is_right = x > WIDTH / 2
     place, anchor = (x - 12, "end") if is_right else (x + 12, "start")
     return ring + _text(place, y + 22, mark.text, anchor=anchor, style="marked")

@@ -186,11 +186,11 @@ def _method(record: Record) -> str:
 def picture(record: Record) -> str:
     tuning = record.tuning
     chosen = tuning.chosen
-    marks = [Mark(_dot(chosen), f"chosen: {chosen.point.max_num_seqs} rows", is_above=True)]
+    marks = [Mark(_dot(chosen), f"chosen: {chosen.point.max_num_seqs} rows", is_centred=True)]
     if tuning.knee and tuning.knee.point.max_num_seqs != chosen.point.max_num_seqs:
         marks.append(Mark(_dot(tuning.knee), f"knee: {tuning.knee.point.max_num_seqs} rows"))
     elif tuning.knee:
-        marks = [Mark(_dot(chosen), f"chosen, and the knee: {chosen.point.max_num_seqs} rows", is_above=True)]
+        marks = [Mark(_dot(chosen), f"chosen, and the knee: {chosen.point.max_num_seqs} rows", is_centred=True)]
     limit = record.targets.tpot_ms
     series = [
         Series("continuous, p50", [_dot(one, label=str(one.point.max_num_seqs)) for one in tuning.curve]),

@@ -146,9 +146,9 @@ def test_a_server_that_is_away_too_long_ends_the_run(opened: QueueConnection, mo
     monkeypatch.setattr(connection, "OUTAGE_S", 0.0)
     monkeypatch.setattr(connection, "RETRY_INTERVAL_S", 0.0)
 
-    def refuse(commands: object) -> list[object]:
+    def refuse(self: Store, call: object) -> object:
         raise UnavailableError("gone")
 
-    monkeypatch.setattr(Store, "send", lambda self, commands: refuse(commands))
+    monkeypatch.setattr(Store, "run", refuse)
     with pytest.raises(UnavailableError, match="gone"):
         opened.send([row("a")])

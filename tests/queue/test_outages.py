@@ -43,6 +43,7 @@ def test_batches_that_begin_while_connections_are_cut_are_served_whole(bench: Be
     for name in names:
         bench.submit(name, max_tokens=2)
     with running_worker(bench):
+        wait_until(bench.workers, description="the worker is there")
         for name in names[::40]:
             kill_connections(bench)
             bench.wait_result(name)

@@ -1,13 +1,18 @@
-"""Weights in large pages: whole, apart from each other, and alive as long as somebody holds them."""
+"""Weights and the KV pool in large pages: whole, apart from each other, alive as long as somebody holds them, and not
+taken from the system before they are written."""
 
 import gc
+import math
 import mmap
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenmill_worker.engine.attention.cpu.memory import AREA, LARGE_PAGE, LINE, LargePages
+from tokenmill_worker.engine.attention.cpu.memory import AREA, LARGE_PAGE, LINE, LargePages, empty
+from tokenmill_worker.engine.kv_pool import KVPool, LayerShape
 
 DTYPES = [torch.uint8, torch.bfloat16, torch.float32]
 
@@ -52,3 +57,38 @@ def test_a_copy_outlives_the_one_who_made_it() -> None:
 def test_a_kernel_without_large_pages_gives_ordinary_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert torch.equal(LargePages().keep(torch.ones(3)), torch.ones(3))
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([1, 3, 32, 100]), min_size=1, max_size=4), st.sampled_from(DTYPES))
+def test_empty_memory_has_the_shape_that_was_asked_for(shape: list[int], dtype: torch.dtype) -> None:
+    made = empty(*shape, dtype=dtype)
+    assert (made.shape, made.dtype, made.device.type) == (torch.Size(shape), dtype, "cpu")
+    assert made.is_contiguous()
+    if math.prod(shape) * dtype.itemsize >= LARGE_PAGE:
+        assert made.data_ptr() % LARGE_PAGE == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc tells what is resident")
+def test_a_pool_takes_memory_only_for_what_was_written() -> None:
+    before = resident_bytes()
+    shapes = [LayerShape(kv_heads=4, key_dim=64, value_dim=64)] * 4
+    pool = KVPool(shapes, num_pages=8192, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert resident_bytes() - before < 4 * LARGE_PAGE  # of 1 GB
+    for keys, values in pool.layers:
+        keys[0].fill_(1), values[0].fill_(2)
+    assert resident_bytes() - before < (4 + 2 * len(shapes)) * LARGE_PAGE
+    pool.copy(torch.tensor([0]), torch.tensor([8191]))
+    assert all(bool((keys[8191] == 1).all() and (values[8191] == 2).all()) for keys, values in pool.layers)
+
+
+def test_memory_that_cannot_be_mapped_so_is_taken_in_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **settings: object) -> None:
+        raise OSError("no address space")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert empty(3, LARGE_PAGE, dtype=torch.uint8).shape == (3, LARGE_PAGE)

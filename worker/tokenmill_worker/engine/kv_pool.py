@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenmill_worker.engine.attention import KVPages
+from tokenmill_worker.engine.attention.cpu import memory
 from tokenmill_worker.engine.batch import PAGE_SIZE
 
 
@@ -26,7 +27,8 @@ class KVPool:
     """Pages for every layer. Layers of one shape share a tensor, so that a page is copied or cleared at once.
 
     Memory comes uninitialized, and on the CPU is not even taken before its first use: a page is cleared when begun,
-    unless attention reads only what was stored (attention/backend.py).
+    unless attention reads only what was stored (attention/backend.py). There it lies in large pages of the system, so
+    that a layer's first keys and its first values take 2 MB each, and what comes next takes none until those are full.
     """
 
     def __init__(
@@ -37,8 +39,8 @@ class KVPool:
         for shape, count in Counter(layers).items():
             leading = (count, num_pages, shape.kv_heads, PAGE_SIZE)
             self._groups[shape] = KVPages(
-                torch.empty(*leading, shape.key_dim, dtype=dtype, device=device),
-                torch.empty(*leading, shape.value_dim, dtype=dtype, device=device),
+                _empty(*leading, shape.key_dim, dtype=dtype, device=device),
+                _empty(*leading, shape.value_dim, dtype=dtype, device=device),
             )
         taken: Counter[LayerShape] = Counter()
         self.layers: list[KVPages] = []
@@ -58,3 +60,9 @@ class KVPool:
 
     def _parts(self) -> list[Tensor]:
         return [part for group in self._groups.values() for part in group]
+
+
+def _empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return memory.empty(*shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device=device)

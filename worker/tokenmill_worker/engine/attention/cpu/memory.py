@@ -1,11 +1,12 @@
-"""Memory in large pages, for weights. Knows no model.
+"""Memory in large pages, for weights and for the KV pool. Knows no model.
 
 A step reads every weight once. In pages of 4 KB the processor looks up an address for every 64 lines it reads; in pages
 of 2 MB products of one row took 10.1 ms instead of 13.2, of 8 rows 11.2 instead of 15.8, of 20 rows 27 instead of 32
 (SmolLM2, one core). Linux gives such pages to whoever asks, and only where the area is aligned and large: so weights
-lie side by side in few areas.
+lie side by side in few areas. Keys and values gain 6 to 15 % of a decode step's attention.
 """
 
+import math
 import mmap
 import threading
 from contextlib import suppress
@@ -39,8 +40,18 @@ class LargePages:
         return taken
 
 
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialized. Memory is taken as it is written, a large page at a time; what would not fill one, and whatever
+    the system does not map this way, lies in ordinary ones."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes >= LARGE_PAGE:
+        with suppress(OSError):
+            return _area(num_bytes).view(dtype).view(shape)
+    return torch.empty(shape, dtype=dtype)
+
+
 def _area(num_bytes: int) -> Tensor:
-    """uint8, aligned to a large page."""
+    """uint8, aligned to a large page. Raises OSError where so much address space is not to be had."""
     memory = mmap.mmap(-1, num_bytes + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them

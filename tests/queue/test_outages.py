@@ -48,6 +48,16 @@ def test_batches_that_begin_while_connections_are_cut_are_served_whole(bench: Be
             kill_connections(bench)
             bench.wait_result(name)
         assert {bench.terminal(name).type for name in names} == {"done"}
+    assert bench.is_at_rest()
+
+
+def test_a_worker_whose_connections_were_cut_says_goodbye_and_hands_back(bench: Bench) -> None:
+    with running_worker(bench, model="echo?step_ms=10"):
+        bench.submit("q-1", max_tokens=LONG)
+        bench.wait_tokens(5)
+        kill_connections(bench)
+    assert not bench.workers()
+    assert bench.job("q-1")["state"] == "queued"
 
 
 def test_an_idle_worker_serves_again_after_its_connections_were_cut(bench: Bench) -> None:

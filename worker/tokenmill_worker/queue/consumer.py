@@ -20,7 +20,7 @@ from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.isolation import BROKEN
 from tokenmill_worker.queue.lanes import Lanes
 from tokenmill_worker.queue.lease import Lease
-from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
+from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff, insist
 from tokenmill_worker.queue.quarantine import Quarantine
 from tokenmill_worker.queue.ready import ReadyBuffer
 from tokenmill_worker.queue.service import Service
@@ -246,12 +246,15 @@ class Consumer(Service):
 
     def release(self) -> None:
         """After `stop`, when nothing runs any more: hand back what is still held, uncounted, and what got lost."""
-        worker = self._lease.worker
         try:
-            self._audit(worker, Lane)
-            self._hand_back(worker, self._holdings.tenures())
+            insist(self._release)
         except (*OUTAGE, *BROKEN, FencedError) as error:
             log.warning("%d requests are left to the takeover: %s", len(self._holdings), error)
+
+    def _release(self) -> None:
+        worker = self._lease.worker
+        self._audit(worker, Lane)
+        self._hand_back(worker, self._holdings.tenures())
 
     def _hand_back(self, worker: str, tenures: Sequence[Tenure]) -> None:
         for start in range(0, len(tenures), MAX_JOBS_PER_CALL):

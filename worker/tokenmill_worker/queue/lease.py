@@ -18,7 +18,7 @@ from tokenmill.wire.store import Store, Transitions
 
 from tokenmill_worker.queue.holdings import Holdings
 from tokenmill_worker.queue.isolation import BROKEN
-from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff
+from tokenmill_worker.queue.outage import ANSWER_TIMEOUT_S, OUTAGE, Backoff, insist
 from tokenmill_worker.queue.reaper import Reaper
 from tokenmill_worker.queue.service import Service
 from tokenmill_worker.queue.stall import StallWatch
@@ -114,7 +114,7 @@ class Lease(Service):
     def leave(self) -> None:
         """After `stop`, with nothing held any more; what is still held stays until others take it over."""
         try:
-            if not self._store.run(self._transitions.leave(self.worker)):
+            if not insist(lambda: self._store.run(self._transitions.leave(self.worker))):
                 log.warning("%s leaves requests behind; they are taken over when its lease ends", self.worker)
         except OUTAGE as error:
             log.warning("%s could not say goodbye: %s", self.worker, error)

@@ -19,7 +19,7 @@ def row_lengths(batch: PackedBatch) -> list[int]:
 
 
 def told_by(events: list[TokenEvent]) -> list[str]:
-    return [event.request_id for event in events]
+    return sorted(event.request_id for event in events)
 
 
 def add(engine: Engine, request_id: str, *, num_prompt: int, max_tokens: int) -> None:
@@ -47,8 +47,8 @@ def test_the_place_of_a_finished_row_is_taken_at_the_next_step() -> None:
     add(engine, "long", num_prompt=5, max_tokens=50)
     add(engine, "next", num_prompt=6, max_tokens=50)
     events = [engine.step() for _ in range(4)]
-    assert [told_by(step) for step in events] == [["short", "long"]] * 3 + [["long", "next"]]
-    assert events[2][0].finish_reason == "length"
+    assert [told_by(step) for step in events] == [["long", "short"]] * 3 + [["long", "next"]]
+    assert [event.request_id for event in events[2] if event.finish_reason == "length"] == ["short"]
     assert [row_lengths(batch) for batch in batches] == [[5, 5], [1, 1], [1, 1], [1, 6]]
 
 

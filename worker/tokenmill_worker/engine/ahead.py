@@ -5,6 +5,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
+from tokenmill_worker.engine.api import EngineConfig
 from tokenmill_worker.engine.batch import Draws, Ids, Launch, Launcher, PackedBatch, Runner
 from tokenmill_worker.engine.scheduler import Scheduled
 
@@ -54,3 +55,10 @@ def can_launch(runner: Runner) -> bool:
 def launcher_of(runner: Runner) -> Launcher:
     """The runner itself, if it can."""
     return cast("Launcher", runner) if can_launch(runner) else HostLauncher(runner)
+
+
+def is_overlapped(config: EngineConfig, runner: Runner) -> bool:
+    """On a CPU the loop would wait for itself: the same cores compute, and a row would take part once too often. So it
+    would with a runner that cannot launch.
+    """
+    return runner.device.startswith("cuda") and can_launch(runner) if config.overlap == "auto" else config.overlap

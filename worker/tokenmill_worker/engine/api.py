@@ -215,6 +215,17 @@ class RowError:
     code: str
     message: str
 
+    @classmethod
+    def of(cls, error: Exception) -> "RowError":
+        """What the runner raised for this row alone."""
+        code = "out_of_memory" if is_out_of_memory(error) else "engine_error"
+        return cls(code, f"{type(error).__name__}: {error}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """By name: torch raises a class of its own, and torch is not imported here."""
+    return isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+
 
 class TokenEvent(NamedTuple):
     """News of one choice of one request after one step. (A named tuple: hundreds are made in each step.)

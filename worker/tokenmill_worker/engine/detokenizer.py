@@ -21,7 +21,9 @@ _MAX_HELD_TOKENS = 8
 
 
 class Decoder(Protocol):
-    """The first stage."""
+    """The first stage. `is_fluent`: it holds nothing, and the next token's text depends on nothing before it."""
+
+    is_fluent: bool
 
     def whole(self, token_id: int) -> str | None:
         """The token's text where `feed` would give just that and remember nothing; otherwise None. Changes nothing."""
@@ -46,24 +48,24 @@ def make_decoder(tokenizer: Tokenizer) -> Decoder:
 class PieceDecoder:
     """Looks up what a token adds; bytes are joined until they are whole characters, or no UTF-8 at all."""
 
-    __slots__ = ("_data", "_is_at_start", "_is_plain", "_num_held", "_table")
+    __slots__ = ("_data", "_is_at_start", "_num_held", "_table", "is_fluent")
 
     def __init__(self, pieces: TokenPieces) -> None:
         self._table = pieces.table
         self._is_at_start = pieces.strips_space
         self._num_held = 0
         self._data = b""  # of the tokens held
-        self._is_plain = not self._is_at_start  # nothing came before that the next token's text depends on
+        self.is_fluent = not self._is_at_start
 
     def whole(self, token_id: int) -> str | None:
         piece = self._piece(token_id)
-        return piece if self._is_plain and type(piece) is str else None
+        return piece if self.is_fluent and type(piece) is str else None
 
     def feed(self, token_id: int) -> list[str]:
         piece = self._piece(token_id)
-        if self._is_plain and isinstance(piece, str):
+        if self.is_fluent and isinstance(piece, str):
             return [piece]
-        self._is_plain = False
+        self.is_fluent = False
         self._num_held += 1
         text = self._join(piece)
         if text is None and self._num_held < _MAX_HELD_TOKENS:
@@ -94,7 +96,7 @@ class PieceDecoder:
             text = text.removeprefix(" ")
         given = [""] * (self._num_held - 1) + [text]
         self._data, self._num_held = b"", 0
-        self._is_plain = not self._is_at_start
+        self.is_fluent = not self._is_at_start
         return given
 
 
@@ -124,7 +126,7 @@ class FallbackDecoder(PieceDecoder):
 
     def _give_out(self, text: str) -> list[str]:
         given = super()._give_out(text)
-        self._is_plain &= not self._is_flawed
+        self.is_fluent &= not self._is_flawed
         return given
 
 
@@ -134,6 +136,8 @@ class WindowDecoder:
     A tokenizer may decode a token differently at the start of a text (sentencepiece drops the leading space there), so
     the window begins with the tokens of the last text given out, and their text is cut off again.
     """
+
+    is_fluent = False
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decode = tokenizer.decode
@@ -252,6 +256,11 @@ class Detokenizer:
     def is_stopped(self) -> bool:
         """A stop string was found: the text is complete, feed no more."""
         return self._checker is not None and self._checker.is_stopped
+
+    @property
+    def is_fluent(self) -> bool:
+        """As the decoder's, and no stop string is looked for."""
+        return self._checker is None and self._decoder.is_fluent
 
     def whole(self, token_id: int) -> str | None:
         """The token's text where `feed` would give just that and remember nothing; otherwise None. Changes nothing."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from tokenmill_worker.engine import echo
 from tokenmill_worker.engine.active import ActiveRequest, Choice
-from tokenmill_worker.engine.ahead import InFlight, can_launch, launcher_of
+from tokenmill_worker.engine.ahead import InFlight, is_overlapped, launcher_of
 from tokenmill_worker.engine.api import (
     Capacity,
     EngineConfig,
@@ -28,8 +28,10 @@ from tokenmill_worker.engine.api import (
     RowError,
     SamplingParams,
     TokenEvent,
+    is_out_of_memory,
 )
 from tokenmill_worker.engine.batch import PAGE_SIZE, Draws, Loaded, Runner, Tokenizer
+from tokenmill_worker.engine.fluent import FluentRows
 from tokenmill_worker.engine.metronome import Clock, Metronome, pacer_for, run_whole
 from tokenmill_worker.engine.offline import Prompts, offline_requests, run_offline
 from tokenmill_worker.engine.pacer import Limits
@@ -77,7 +79,7 @@ class Engine:
         self.max_model_len = min(loaded.runner.max_model_len, config.max_model_len or loaded.runner.max_model_len)
         self._runner = loaded.runner
         self._launcher = launcher_of(loaded.runner)
-        self._is_overlapped = _is_overlapped(config, loaded.runner)
+        self._is_overlapped = is_overlapped(config, loaded.runner)
         self._in_flight: deque[InFlight] = deque()  # launched and not read, the oldest first
         self._close_runner, self._set_num_threads = loaded.close, loaded.set_num_threads
         self._pages = Pages(
@@ -91,6 +93,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             interval=config.scheduling_interval,
         )
+        self._fluent = FluentRows(self._scheduler.rows, self.tokenizer, vocab_size=self._runner.vocab_size)
         run = run_whole(self._runner, self._launcher if self._is_overlapped else None)
         pacer = pacer_for(config, self._runner, self.computing, run, clock=clock)
         self._metronome = Metronome(pacer, is_overlapped=self._is_overlapped, clock=clock)
@@ -120,7 +123,7 @@ class Engine:
     # The step
 
     def step(self) -> list[TokenEvent]:
-        """Every row in the batch gets on by one token or one prefill chunk. News may be those of the step before."""
+        """Every row gets on by one token or one prefill chunk. News, in no order, may be those of the step before."""
         self._metronome.begin()
         self._end_cancelled()
         if self._is_overlapped:
@@ -202,6 +205,7 @@ class Engine:
         max_total = self._validator.max_total(request.prompt_token_ids, request.params)
         active = ActiveRequest.start(request, self.tokenizer, max_total=max_total, arrival=self._num_arrivals)
         self._requests[request.request_id] = active
+        self._fluent.beware_of(active.choices[0].sequence.stop_token_ids)
         self._num_arrivals += 1
         unfinished = [choice.sequence for choice in active.unfinished]
         for sequence in unfinished:
@@ -253,6 +257,7 @@ class Engine:
         active = self._requests[request_id]
         self._leave(active)
         for choice in active.unfinished:
+            choice.transcript.catch_up(choice.sequence.num_output_tokens)
             choice.transcript.finish(reason)
             self._tell(choice, error)
 
@@ -315,7 +320,7 @@ class Engine:
             except ModelLostError:  # no request is to blame, and none can run here any more
                 raise
             except Exception as error:  # whatever a model raises must end one request, not the worker
-                if len(step) == 1 or not _is_out_of_memory(error):
+                if len(step) == 1 or not is_out_of_memory(error):
                     return self._run_apart(step, error)
                 step = self._without_youngest(step)
         return []
@@ -325,8 +330,7 @@ class Engine:
         if len(step) == 1:
             request_id = step.sequences[0].request_id
             _logger.error("Request %s failed", request_id, exc_info=error)
-            code = "out_of_memory" if _is_out_of_memory(error) else "engine_error"
-            self._fail(request_id, RowError(code, f"{type(error).__name__}: {error}"))
+            self._fail(request_id, RowError.of(error))
             return []
         _logger.warning("A step of %d rows failed (%s); they run one by one", len(step), type(error).__name__)
         return [outcome for index in range(len(step)) for outcome in self._run_alone(step, index)]
@@ -356,7 +360,10 @@ class Engine:
         self._scheduler.rows.append(step.rows[rows], token_ids)
         if drawn.redrawn:
             self._scheduler.rewind(step, [row for row, place in zip(rows, drew, strict=True) if place in drawn.redrawn])
-        for place, index, token_id in zip(drew.tolist(), rows.tolist(), token_ids.tolist(), strict=True):
+        is_told = self._fluent.can_tell(step.rows[rows], token_ids)
+        self._events += self._fluent.events(step, rows[is_told], token_ids[is_told])
+        others = (column[~is_told].tolist() for column in (drew, rows, token_ids))
+        for place, index, token_id in zip(*others, strict=True):
             self._append(step.sequences[index], token_id, drawn.logprobs.get(place))
 
     def _fail(self, request_id: str, error: RowError) -> None:
@@ -378,14 +385,18 @@ class Engine:
             self._scheduler.add(other)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: Logprobs | None) -> None:
+        """One more token for the transcript, which is caught up with first; the row's is in its place already."""
         choice = self._requests[sequence.request_id].choices[sequence.index]
-        if logprobs is None and (event := choice.transcript.say(token_id)) is not None:
+        transcript = choice.transcript
+        transcript.catch_up(sequence.num_output_tokens - 1)
+        if logprobs is None and (event := transcript.say(token_id)) is not None:
             self._events.append(event)
-            return
-        choice.transcript.add(token_id, logprobs)
-        if choice.is_finished:
-            self._scheduler.finish(sequence)
-        self._tell(choice)
+        else:
+            transcript.add(token_id, logprobs)
+            if choice.is_finished:
+                self._scheduler.finish(sequence)
+            self._tell(choice)
+        self._scheduler.rows.is_fluent[sequence.row] = transcript.is_fluent
 
     # Events
 
@@ -461,7 +472,8 @@ class Engine:
         assert len(scheduled + parked) == len(unfinished), "a choice is scheduled twice"
         for active in self._requests.values():
             for choice in active.choices:
-                assert choice.sequence.num_output_tokens == choice.transcript.num_tokens, "tokens and text disagree"
+                num_unheard = choice.sequence.num_output_tokens - choice.transcript.num_tokens
+                assert num_unheard == 0 or (num_unheard > 0 and choice.transcript.is_fluent), "tokens and text disagree"
 
     # Offline
 
@@ -484,15 +496,3 @@ class Engine:
                 raise InvalidRequestError(f"prompt {index}: {error}", param=error.param, code=error.code) from None
         # One batch inside and the next one queued: a freed row never waits for a request to be built.
         return run_offline(self, requests, max_active=2 * self.config.max_num_seqs)
-
-
-def _is_overlapped(config: EngineConfig, runner: Runner) -> bool:
-    """On a CPU the loop would wait for itself: the same cores compute, and a row would take part once too often. So it
-    would with a runner that cannot launch.
-    """
-    return runner.device.startswith("cuda") and can_launch(runner) if config.overlap == "auto" else config.overlap
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """By name: torch raises a class of its own, and torch is not imported here."""
-    return isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)

@@ -24,6 +24,7 @@ class Rows:
         self.is_taken: Bools = np.zeros(num_rows, dtype=np.bool_)
         self.is_forked: Bools = np.zeros(num_rows, dtype=np.bool_)  # its last page is to be copied from another row's
         self.is_choice: Bools = np.zeros(num_rows, dtype=np.bool_)  # one of several of its request
+        self.is_fluent: Bools = np.zeros(num_rows, dtype=np.bool_)  # its texts need no transcript, as `fluent` has it
         self.is_penalized: Bools = np.zeros(num_rows, dtype=np.bool_)  # its draw depends on the tokens it drew before
         self.times_taken: Ints = np.zeros(num_rows, dtype=np.int32)  # tells a row's sequences apart
         self.n_prompt, self.n_total, self.n_done, self.max_total = _zeros(4, num_rows)
@@ -55,7 +56,7 @@ class Rows:
         self.n_prompt[row], self.n_total[row], self.max_total[row] = n_prompt, len(known), max_total
         self.times_taken[row] += 1
         self.n_done[row] = self.num_pages[row] = self.n_remembered[row] = self.n_drawn[row] = 0
-        self.is_forked[row], self.is_choice[row] = False, params.n > 1
+        self.is_forked[row], self.is_fluent[row], self.is_choice[row] = False, False, params.n > 1
         self.token_ids[row, : len(known)] = known
         self.seeds[row], self.min_tokens[row] = seed & 0xFFFF_FFFF_FFFF_FFFF, params.min_tokens
         self.settings[row], self.is_edited[row] = (

@@ -16,6 +16,7 @@ class Transcript:
 
     __slots__ = (
         "_detokenizer",
+        "_has_logprobs",
         "_logprobs",
         "_max_tokens",
         "_min_tokens",
@@ -46,6 +47,7 @@ class Transcript:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._detokenizer = Detokenizer(tokenizer, stop=params.stop, min_tokens=params.min_tokens)
+        self._has_logprobs = params.logprobs is not None
         self._stop_token_ids = frozenset(stop_token_ids)
         self._min_tokens = params.min_tokens
         self._max_tokens = max_tokens
@@ -85,6 +87,16 @@ class Transcript:
         offset = self._num_told
         self._num_told = offset + 1
         return TokenEvent(self.request_id, self.index, offset, (token_id,), (text,))
+
+    @property
+    def is_fluent(self) -> bool:
+        """All is told, and the next token's text depends on that token alone."""
+        return self._detokenizer.is_fluent and not self._token_ids and not self._has_logprobs
+
+    def catch_up(self, num_tokens: int) -> None:
+        """So many tokens were drawn: those that it did not hear of were told without it, while it was fluent."""
+        self._num_told += num_tokens - self.num_tokens
+        self.num_tokens = num_tokens
 
     def finish(self, reason: FinishReason) -> None:
         """No token follows. What was held back becomes final, the stop token has no text."""

@@ -10,7 +10,7 @@ from tokenmill.wire.store import Finish, FinishReply, Held, Publication, Publish
 from tokenmill_worker.engine.api import FinishReason, RowError
 from tokenmill_worker.queue.admission import Tenure
 from tokenmill_worker.queue.holdings import Holdings
-from tokenmill_worker.queue.publisher import Publisher, Receipt
+from tokenmill_worker.queue.publisher import Publisher, Receipt, cycle_s
 
 from tests.queue.builders import admission, event, tenure
 from tests.support.waiting import wait_until
@@ -283,6 +283,26 @@ def test_tokens_wait_for_others_as_long_as_was_asked_for(post: FakePost, holding
     assert post.texts == {"q-1": "a"}
     service.stop()
     assert post.texts == {"q-1": "ab"}
+
+
+def test_what_ends_the_last_request_goes_out_without_waiting_for_more(post: FakePost, holdings: Holdings) -> None:
+    service = Publisher(post, holdings, now_ms=lambda: 0.0, settle_timeout_s=1.0, flush_interval_s=3600.0)
+    held = tenure("q-1")
+    holdings.hold(held)
+    service.start()
+    service.open(admission(held))
+    service.publish([event("a")])
+    wait_until(lambda: post.texts.get("q-1") == "a", description="the first token")
+    service.publish([event("b", offset=1, ends="length")], is_idle=True)
+    wait_until(lambda: not len(holdings), description="its last word")
+    service.stop()
+
+
+def test_slow_telling_makes_flushes_rarer_within_bounds() -> None:
+    assert cycle_s(0.001, 0.05) == pytest.approx(0.051)
+    assert cycle_s(0.003, 0.05) == pytest.approx(0.075)
+    assert cycle_s(0.010, 0.05) == pytest.approx(0.100)
+    assert cycle_s(0.200, 0.05) == pytest.approx(0.250)
 
 
 def test_stopping_writes_down_what_is_not_due_yet(post: FakePost, holdings: Holdings) -> None:

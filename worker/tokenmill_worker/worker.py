@@ -48,7 +48,7 @@ class Worker:
                 admissions = self.consumer.poll(self.engine.capacity(), wait=not self.engine.has_work())
                 self._let_go()
                 self._admit(admissions)
-                self.publisher.publish(self._step())
+                self._step_and_publish()
             self._drain()
 
     def stop(self) -> None:
@@ -79,6 +79,10 @@ class Worker:
             except InvalidRequestError as error:  # an earlier worker may have told more than this one allows
                 self.publisher.reject(admission.tenure, code=error.code, message=str(error), told=admission.told)
 
+    def _step_and_publish(self) -> None:
+        events = self._step()
+        self.publisher.publish(events, is_idle=not self.engine.has_work())
+
     def _step(self) -> Sequence[TokenEvent]:
         if not self._on_step:
             return self.engine.step()
@@ -94,7 +98,7 @@ class Worker:
         give_up_s = time.monotonic() + self._drain_timeout_s
         while self.engine.has_work() and time.monotonic() < give_up_s:
             self._let_go()
-            self.publisher.publish(self._step())
+            self._step_and_publish()
         self.consumer.stop()
         self.publisher.stop()
         self.consumer.release()

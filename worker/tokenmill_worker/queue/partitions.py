@@ -144,7 +144,7 @@ class Publishers(_Services):
         partition, _ = partition_and_id(admission.request.request_id, len(self._publishers))
         self._publishers[partition].open(admission)
 
-    def publish(self, events: Sequence[TokenEvent]) -> None:
+    def publish(self, events: Sequence[TokenEvent], *, is_idle: bool = False) -> None:
         sorted_: dict[int, list[TokenEvent]] = {}
         for event in events:
             partition, request_id = partition_and_id(event.request_id, len(self._publishers))
@@ -152,7 +152,7 @@ class Publishers(_Services):
                 event = event._replace(request_id=request_id)
             sorted_.setdefault(partition, []).append(event)
         for partition, publisher in enumerate(self._publishers):
-            publisher.publish(sorted_.get(partition, ()))
+            publisher.publish(sorted_.get(partition, ()), is_idle=is_idle)
 
     def reject(self, tenure: Tenure, *, code: str, message: str, told: Sequence[ToldChoice] = ()) -> None:
         partition = self._holdings.partition_of(tenure)

@@ -25,6 +25,8 @@ from tokenmill_worker.queue.recent import MOST_FAILURES, Failure, RecentTimes
 from tokenmill_worker.queue.service import Service
 
 FLUSH_INTERVAL_S = 0.05  # readers see no difference to less, the server and this process do
+MAX_SHARE = 0.04  # of the time for telling: a model may want the same cores. To keep to it, the next flush waits ...
+MAX_STRETCH = 2.0  # ... but for no more than so many intervals, which bounds how late a cancel is heard
 REST_S = 0.01  # more would go out together after a longer rest, and the reader's calls would wait behind all of it
 
 Box = TypeVar("Box", bound="Outbox | Rejected")
@@ -142,7 +144,7 @@ class Publisher(Service):
         self._news = threading.Condition(self._lock)  # entered by its lock, which costs less
         self._inbox: list[Admission | Rejected | TokenEvent] = []  # guarded by _lock, as are the next two
         self._is_urgent = False
-        self._is_told = False  # of what is in the inbox
+        self._is_unaware = False  # asleep until there is anything at all in the inbox
         self._outboxes: dict[str, Outbox | Rejected] = {}  # the thread's own, as is all that follows
         self._next_flush_s = self._rested_s = 0.0
         self._backoff = Backoff()
@@ -159,10 +161,12 @@ class Publisher(Service):
         with self._lock:
             self._inbox.append(admission)
 
-    def publish(self, events: Sequence[TokenEvent]) -> None:
-        """After every step. A request's first token goes out at once, others within the flush interval."""
-        if events or (self._inbox and not self._is_told):
-            self._put(events, is_urgent=_has_first(events))
+    def publish(self, events: Sequence[TokenEvent], *, is_idle: bool = False) -> None:
+        """After every step. A request's first token goes out at once, others within the flush interval or, while
+        telling takes much of the time, within twice that. `is_idle`: nothing runs any more, so nothing is waited for.
+        """
+        if events or (self._inbox and self._is_unaware):
+            self._put(events, is_urgent=is_idle or _has_first(events))
 
     def reject(self, tenure: Tenure, *, code: str, message: str, told: Sequence[ToldChoice] = ()) -> None:
         """The last word about a request that cannot run, or not on from what earlier workers told."""
@@ -177,8 +181,8 @@ class Publisher(Service):
         with self._lock:
             self._inbox.extend(news)
             self._is_urgent |= is_urgent
-            if is_urgent or not self._is_told:
-                self._is_told = True
+            if is_urgent or self._is_unaware:
+                self._is_unaware = False
                 self._news.notify()
 
     # The thread
@@ -212,6 +216,7 @@ class Publisher(Service):
         """
         with self._lock:
             if not self._outboxes:
+                self._is_unaware = not self._inbox
                 self._news.wait_for(lambda: self._inbox or self._stopping.is_set())
             pause_s = 0.0 if self._is_urgent else self._next_flush_s - time.monotonic()
             if pause_s > 0:
@@ -236,12 +241,12 @@ class Publisher(Service):
             self._backoff.wait(self._stopping)
         ended_s = time.monotonic()
         self._rested_s = ended_s + min(ended_s - started_s, REST_S)
-        self._next_flush_s = ended_s + self._flush_interval_s
+        self._next_flush_s = started_s + cycle_s(ended_s - started_s, self._flush_interval_s)
         self._count()
 
     def _sort_inbox(self) -> None:
         with self._lock:
-            inbox, self._inbox, self._is_told = self._inbox, [], False
+            inbox, self._inbox = self._inbox, []
         now_ms, now_s = self._now_ms(), time.monotonic()
         for news in inbox:
             if isinstance(news, Admission):
@@ -378,6 +383,11 @@ class Publisher(Service):
         self._num_writes_fenced += 1
         del self._outboxes[box.tenure.request_id]
         self._holdings.fence(box.tenure)
+
+
+def cycle_s(flush_s: float, interval_s: float) -> float:
+    """From the start of a flush that took `flush_s` to the next one's."""
+    return max(flush_s + interval_s, min(flush_s / MAX_SHARE, MAX_STRETCH * interval_s))
 
 
 def _has_first(events: Sequence[TokenEvent]) -> bool:

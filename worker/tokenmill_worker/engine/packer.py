@@ -46,25 +46,31 @@ def _pack_one(step: Scheduled, rows: Rows) -> PackedBatch:
 
 
 def _pack_all(step: Scheduled, rows: Rows) -> PackedBatch:
-    context_lens, lengths = step.context_lens, step.num_tokens
-    done = context_lens - lengths
-    num_pages = (context_lens + (PAGE_SIZE - 1)) // PAGE_SIZE
-    row_starts = _starts(lengths)
-    positions = np.arange(row_starts[-1], dtype=np.int32) + np.repeat(done - row_starts[:-1], lengths)
-    owners = np.repeat(step.rows, lengths)
+    num_pages = (step.context_lens + (PAGE_SIZE - 1)) // PAGE_SIZE
+    row_starts = _starts(step.num_tokens)
+    owners, positions = _places(step, row_starts)
     pages = rows.page_ids[owners, positions // PAGE_SIZE]
     return PackedBatch(
         token_ids=rows.token_ids[owners, positions],
         positions=positions,
         slots=pages * PAGE_SIZE + positions % PAGE_SIZE,
         row_starts=row_starts,
-        context_lens=context_lens,
+        context_lens=step.context_lens,
         page_ids=_page_ids(step.rows, num_pages, rows),
         page_starts=_starts(num_pages),
         samples=_samples(step, rows),
         page_copies=_page_copies(step, rows.is_forked[step.rows]),
         carried=_carried(step, row_starts, rows),
     )
+
+
+def _places(step: Scheduled, row_starts: Ints) -> tuple[Ints, Ints]:
+    """The row of each scheduled token, and its position there."""
+    if row_starts[-1] == len(step):  # all decode
+        return step.rows, step.context_lens - 1
+    done = step.context_lens - step.num_tokens
+    positions = np.arange(row_starts[-1], dtype=np.int32) + np.repeat(done - row_starts[:-1], step.num_tokens)
+    return np.repeat(step.rows, step.num_tokens), positions
 
 
 def _starts(lengths: Ints) -> Ints:

@@ -69,10 +69,15 @@ class _Step:
         self.max_num_rows = limits.num_rows
         self.num_preempted = 0
         self.num_promised: int | None = None  # pages that running rows are expected to take yet; None: not counted
-        self.num_tokens: dict[int, int] = {}  # by row, in the order of packing
+        self.decoding: Ints = np.zeros(0, dtype=np.int32)  # rows with a token each, packed first
+        self.num_tokens: dict[int, int] = {}  # of the other rows, in the order of packing
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.decoding) and not self.num_tokens
 
     def add_decoding(self, rows: Ints) -> None:
-        self.num_tokens.update(dict.fromkeys(rows.tolist(), 1))
+        self.decoding = rows
         self.budget -= len(rows)
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
@@ -82,7 +87,9 @@ class _Step:
     def remove(self, sequence: Sequence) -> None:
         self.num_preempted += 1
         self.num_promised = None
-        self.budget += self.num_tokens.pop(sequence.row, 0)
+        left = self.decoding[self.decoding != sequence.row]
+        self.budget += self.num_tokens.pop(sequence.row, 0) + len(self.decoding) - len(left)
+        self.decoding = left
 
 
 class Scheduler:
@@ -190,14 +197,13 @@ class Scheduler:
 
     def advance(self, step: Scheduled) -> None:
         """The step runs, or did: what the next one stores and draws comes after it."""
-        is_there = self.is_there(step)
-        own = step.rows[is_there]
-        self.rows.n_done[own] = step.context_lens[is_there]
         sampled = step.rows[step.is_sampled]
         self.rows.last_sample[sampled] = np.arange(len(sampled), dtype=np.int32)
-        self.rows.n_drawn[own] += step.is_sampled[is_there]
-        for row in own[self.rows.is_forked[own]].tolist():
-            self._end_copy(self._sequence_in(row))
+        step = self._present(step, self.is_there(step))
+        self.rows.n_done[step.rows] = step.context_lens
+        self.rows.n_drawn[step.rows] += step.is_sampled
+        for index in self.rows.is_forked[step.rows].nonzero()[0].tolist():
+            self._end_copy(step.sequences[index])
 
     def rewind(self, step: Scheduled, indexes: SequenceOf[int]) -> None:
         """What was launched after the step, of these of its rows, began with a wrong token and counts for nothing.
@@ -216,13 +222,17 @@ class Scheduler:
         Returns which of the rows are still there; the others' sequences left while the step ran.
         """
         is_there = self.is_there(step)
-        own, context_lens = step.rows[is_there], step.context_lens[is_there]
-        self._count(own, step.num_tokens[is_there], context_lens)
-        num_full = context_lens // PAGE_SIZE
-        is_filled = num_full > self.rows.n_remembered[own]
-        for row, num_pages in zip(own[is_filled].tolist(), num_full[is_filled].tolist(), strict=True):
-            self._remember_pages(self._sequence_in(row), num_pages)
+        step = self._present(step, is_there)
+        self._count(step)
+        num_full = step.context_lens // PAGE_SIZE
+        for index in (num_full > self.rows.n_remembered[step.rows]).nonzero()[0].tolist():
+            self._remember_pages(step.sequences[index], int(num_full[index]))
         return is_there
+
+    def _present(self, step: Scheduled, is_there: Bools) -> Scheduled:
+        """Those of the step's rows that are still there, as nearly always all are."""
+        where = is_there.nonzero()[0]
+        return step if len(where) == len(step) else step.only(where.tolist())
 
     def is_there(self, step: Scheduled) -> Bools:
         """Which of the step's rows still run the sequence that was scheduled."""
@@ -234,11 +244,11 @@ class Scheduler:
         """Does the next step depend on tokens that were drawn but not read? (Their place in the batch needs none.)"""
         return bool((self.rows.is_penalized & self.rows.is_taken & (self.rows.n_drawn > 0)).any())
 
-    def _count(self, rows: Ints, num_tokens: Ints, context_lens: Ints) -> None:
-        is_decode = (num_tokens == 1) & (context_lens > self.rows.n_prompt[rows])
-        num_decode = int(is_decode.sum())
+    def _count(self, step: Scheduled) -> None:
+        is_decode = (step.num_tokens == 1) & (step.context_lens > self.rows.n_prompt[step.rows])
+        num_decode = int(np.count_nonzero(is_decode))
         self.num_decode_tokens += num_decode
-        self.num_prefill_tokens += int(num_tokens.sum()) - num_decode
+        self.num_prefill_tokens += int(step.num_tokens.sum()) - num_decode
 
     def _running_rows(self) -> Ints:
         """In rank order."""
@@ -252,17 +262,27 @@ class Scheduler:
         return sequence
 
     def _scheduled(self, step: _Step) -> Scheduled:
-        rows = np.fromiter(step.num_tokens.keys(), np.int32, len(step.num_tokens))
-        num_tokens = np.fromiter(step.num_tokens.values(), np.int32, len(rows))
-        is_sampled = num_tokens == self.rows.num_wanted[rows]
+        rows, num_tokens = step.decoding, np.ones(len(step.decoding), dtype=np.int32)
+        is_sampled = num_tokens.astype(np.bool_)
+        if step.num_tokens:
+            others = np.array([*step.num_tokens], dtype=np.int32)
+            num_others = np.array([*step.num_tokens.values()], dtype=np.int32)
+            rows, num_tokens = np.concatenate([rows, others]), np.concatenate([num_tokens, num_others])
+            is_sampled = num_tokens == self.rows.num_wanted[rows]
         return Scheduled(
             rows,
             num_tokens,
             self.rows.n_done[rows] + num_tokens,
             is_sampled,
             self.rows.times_taken[rows],
-            list(map(self._sequence_in, step.num_tokens)),
+            self._sequences_of(step),
         )
+
+    def _sequences_of(self, step: _Step) -> list[Sequence]:
+        """In the order of packing."""
+        if len(step.decoding) == len(self.running):  # in rank order, both
+            return self.running.copy()
+        return list(map(self._sequence_in, [*step.decoding.tolist(), *step.num_tokens]))
 
     def _decode(self, rows: Ints, step: _Step) -> None:
         """All of them, at once unless the pages for those that begin a new one run out."""
@@ -305,7 +325,7 @@ class Scheduler:
         """Is there a row, a token and enough pages for the first in the queue? No later one ever passes it over."""
         if not self.waiting or step.budget <= 0 or len(self.running) >= step.max_num_rows:
             return False
-        if step.num_preempted and step.num_tokens:  # what was just put out would come straight back
+        if step.num_preempted and not step.is_empty:  # what was just put out would come straight back
             return False
         if not self.running:
             return True

@@ -141,8 +141,10 @@ def test_no_rows_give_no_rows(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_result_does_not_depend_on_the_number_of_threads(kind: Kind) -> None:
-    linear, x = kind(torch.randn(200, 64), None), torch.randn(40, 64)
+@pytest.mark.parametrize("num_rows", [1, 20, 50, 70, 130])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_result_does_not_depend_on_the_number_of_threads(kind: Kind, num_rows: int, dtype: torch.dtype) -> None:
+    linear, x = kind(torch.randn(200, 64), None), torch.randn(num_rows, 64, dtype=dtype)
     results = []
     before = torch.get_num_threads()
     for threads in (1, 2, 3):

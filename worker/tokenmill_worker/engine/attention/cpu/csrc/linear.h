@@ -51,6 +51,20 @@ struct Ahead {
 // rows to multiply: 20.6 ms at 8 rows instead of 15.8; one or two rows, which only wait for memory, lose by 8192.
 constexpr int64_t fetch_distance(int64_t num_rows) { return num_rows <= 2 ? 4096 : 8192; }
 
+// One panel after another, each multiplied with all blocks in turn.
+struct Turns {
+  int64_t num_rows, num_blocks;      // of the activations
+  int64_t panel_bytes, num_units;    // of the weight
+
+  // With one block the panel itself is read from memory, so it is fetched; with several it lies in the caches after the
+  // first, and the next one is on its way meanwhile, each block's share of it.
+  Ahead ahead(const uint8_t* panel, const uint8_t* next, int64_t block) const {
+    if (num_blocks == 1) return {panel + fetch_distance(num_rows), panel_bytes / num_units};
+    int64_t share = panel_bytes / num_blocks;
+    return {next + block * share, share / num_units + 1};
+  }
+};
+
 // The product of one block with one panel.
 using Multiply = void (*)(const Block&, const Panel&, Ahead);
 
@@ -62,13 +76,24 @@ struct Row {
   const float* factors;
 };
 
-// Writes a row's units `stride` apart.
-using Prepare = RowScale (*)(const Row&, uint32_t* units, int64_t stride);
+// Writes a row's units one after the other.
+using Prepare = RowScale (*)(const Row&, uint32_t* units);
+
+// Up to `max_rows` rows of units, `stride` bytes apart, to be made a block's units: [num_units, num_rows].
+struct Rows {
+  const char* first;
+  int64_t stride;
+  int64_t num_rows;
+  int64_t num_units;
+};
+
+using Interleave = void (*)(const Rows&, uint32_t* units);
 
 struct Kernels {
   int64_t max_rows;  // of a block
   Prepare quantize;  // to uint8, four a unit
   Prepare round;     // to bfloat16, two a unit
+  Interleave interleave;
   Multiply w8a8;
   Multiply w8a16;
   Multiply bf16;

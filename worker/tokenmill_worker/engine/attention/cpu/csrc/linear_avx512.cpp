@@ -192,17 +192,7 @@ inline __m512 load(const Row& row, int64_t first) {
   return row.factors ? _mm512_mul_ps(values, _mm512_maskz_loadu_ps(mask, row.factors + first)) : values;
 }
 
-inline void scatter(__m128i four, uint32_t* units, int64_t stride, int64_t count) {
-  alignas(16) uint32_t packed[4];
-  _mm_store_si128(reinterpret_cast<__m128i*>(packed), four);
-  if (count >= 4) {
-    units[0] = packed[0], units[stride] = packed[1], units[2 * stride] = packed[2], units[3 * stride] = packed[3];
-  } else {
-    for (int64_t index = 0; index < count; ++index) units[index * stride] = packed[index];
-  }
-}
-
-RowScale quantize(const Row& row, uint32_t* units, int64_t stride) {
+RowScale quantize(const Row& row, uint32_t* units) {
   __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
   __mmask16 strange = 0;  // infinity or NaN: 0 times it is not 0
   for (int64_t k = 0; k < row.width; k += 16) {
@@ -218,20 +208,61 @@ RowScale quantize(const Row& row, uint32_t* units, int64_t stride) {
     __m512 x = load(row, 4 * unit);
     __m512i values = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, inverse, zero_point));
     values = _mm512_max_epi32(values, _mm512_setzero_si512());
-    scatter(_mm512_cvtusepi32_epi8(values), units + unit * stride, stride, num_units - unit);
+    _mm_mask_storeu_epi32(units + unit, columns_mask(num_units, unit), _mm512_cvtusepi32_epi8(values));
   }
   return levels;
 }
 
-RowScale round_to_bfloat16(const Row& row, uint32_t* units, int64_t stride) {
+RowScale round_to_bfloat16(const Row& row, uint32_t* units) {
   int64_t num_units = (row.width + 1) / 2;
   for (int64_t unit = 0; unit < num_units; unit += 8) {
     __m256i pairs = to_bfloat16(load(row, 2 * unit));
-    scatter(_mm256_castsi256_si128(pairs), units + unit * stride, stride, num_units - unit);
-    if (num_units > unit + 4)
-      scatter(_mm256_extracti128_si256(pairs, 1), units + (unit + 4) * stride, stride, num_units - unit - 4);
+    _mm256_mask_storeu_epi32(units + unit, columns_mask(num_units, unit), pairs);
   }
   return {1, 0};
+}
+
+// 16 rows of 16 units to 16 units of 16 rows: first within their quarters, then the quarters.
+inline void transpose(__m512i (&rows)[16]) {
+  __m512i pairs[16];
+#pragma GCC unroll 8
+  for (int row = 0; row < 16; row += 2) {
+    pairs[row] = _mm512_unpacklo_epi32(rows[row], rows[row + 1]);
+    pairs[row + 1] = _mm512_unpackhi_epi32(rows[row], rows[row + 1]);
+  }
+#pragma GCC unroll 4
+  for (int row = 0; row < 16; row += 4) {
+    rows[row] = _mm512_unpacklo_epi64(pairs[row], pairs[row + 2]);
+    rows[row + 1] = _mm512_unpackhi_epi64(pairs[row], pairs[row + 2]);
+    rows[row + 2] = _mm512_unpacklo_epi64(pairs[row + 1], pairs[row + 3]);
+    rows[row + 3] = _mm512_unpackhi_epi64(pairs[row + 1], pairs[row + 3]);
+  }
+#pragma GCC unroll 4
+  for (int unit = 0; unit < 4; ++unit) {
+    __m512i even[2], odd[2];
+    for (int half = 0; half < 2; ++half) {
+      even[half] = _mm512_shuffle_i32x4(rows[8 * half + unit], rows[8 * half + 4 + unit], 0x88);
+      odd[half] = _mm512_shuffle_i32x4(rows[8 * half + unit], rows[8 * half + 4 + unit], 0xdd);
+    }
+    rows[unit] = _mm512_shuffle_i32x4(even[0], even[1], 0x88);
+    rows[unit + 4] = _mm512_shuffle_i32x4(odd[0], odd[1], 0x88);
+    rows[unit + 8] = _mm512_shuffle_i32x4(even[0], even[1], 0xdd);
+    rows[unit + 12] = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
+  }
+}
+
+void interleave(const Rows& rows, uint32_t* units) {
+  const __mmask16 is_row = columns_mask(rows.num_rows, 0);
+  for (int64_t first = 0; first < rows.num_units; first += 16) {
+    const __mmask16 is_unit = columns_mask(rows.num_units, first);
+    __m512i square[16] = {};
+    for (int64_t row = 0; row < rows.num_rows; ++row)
+      square[row] = _mm512_maskz_loadu_epi32(is_unit, rows.first + row * rows.stride + 4 * first);
+    transpose(square);
+    const int64_t count = rows.num_units - first < 16 ? rows.num_units - first : 16;
+    for (int64_t unit = 0; unit < count; ++unit)
+      _mm512_mask_storeu_epi32(units + (first + unit) * rows.num_rows, is_row, square[unit]);
+  }
 }
 
 using Indexes = std::make_index_sequence<kMaxRows>;
@@ -272,6 +303,7 @@ Kernels fast_kernels() {
   kernels.max_rows = kMaxRows;
   kernels.quantize = quantize;
   kernels.round = round_to_bfloat16;
+  kernels.interleave = interleave;
   kernels.w8a8 = w8a8;
   kernels.has_fast_int8 = true;
 #if TOKENMILL_BF16

@@ -31,7 +31,7 @@ float value_at(const Row& row, int64_t index) {
   return row.factors ? value * row.factors[index] : value;
 }
 
-RowScale quantize(const Row& row, uint32_t* units, int64_t stride) {
+RowScale quantize(const Row& row, uint32_t* units) {
   float low = 0, high = 0;
   bool is_finite = true;
   for (int64_t k = 0; k < row.width; ++k) {
@@ -47,18 +47,26 @@ RowScale quantize(const Row& row, uint32_t* units, int64_t stride) {
       float level = std::nearbyint(std::fma(value_at(row, k), inverse, levels.zero_point));
       packed |= uint32_t(is_finite ? std::clamp(level, 0.0f, 255.0f) : 0.0f) << (8 * (k % 4));
     }
-    units[unit * stride] = packed;
+    units[unit] = packed;
   }
   return levels;
 }
 
-RowScale round_to_bfloat16(const Row& row, uint32_t* units, int64_t stride) {
+RowScale round_to_bfloat16(const Row& row, uint32_t* units) {
   for (int64_t unit = 0; unit * 2 < row.width; ++unit) {
     uint32_t packed = to_bfloat16(value_at(row, 2 * unit));
     if (2 * unit + 1 < row.width) packed |= uint32_t(to_bfloat16(value_at(row, 2 * unit + 1))) << 16;
-    units[unit * stride] = packed;
+    units[unit] = packed;
   }
   return {1, 0};
+}
+
+void interleave(const Rows& rows, uint32_t* units) {
+  for (int64_t row = 0; row < rows.num_rows; ++row) {
+    const char* from = rows.first + row * rows.stride;
+    for (int64_t unit = 0; unit < rows.num_units; ++unit)
+      std::memcpy(units + unit * rows.num_rows + row, from + 4 * unit, 4);
+  }
 }
 
 void store(const Block& block, const Panel& panel, int64_t row, int64_t column, float sum) {
@@ -134,6 +142,6 @@ RowScale row_scale(float low, float high, bool is_finite) {
   return {scale, std::nearbyint(-low / scale)};
 }
 
-Kernels portable_kernels() { return {kMaxRows, quantize, round_to_bfloat16, w8a8, w8a16, bf16, false, false}; }
+Kernels portable_kernels() { return {kMaxRows, quantize, round_to_bfloat16, interleave, w8a8, w8a16, bf16, false, false}; }
 
 }  // namespace tokenmill_linear

@@ -145,16 +145,17 @@ class Screening {
   Row row_of_x(int64_t row) const { return {values(row), false, head_.width(), nullptr}; }
 
   void prepare(int64_t begin, int64_t end) {
-    std::vector<uint32_t> levels(num_units_);
+    std::vector<uint32_t> levels(kernels_.max_rows * num_units_);
+    auto bytes = reinterpret_cast<const char*>(levels.data());
     for (int64_t block = begin; block < end; ++block) {
       int64_t first = start(block), count = start(block + 1) - first;
       for (int64_t row = first; row < first + count; ++row) {
-        scales_[row] = kernels_.quantize(row_of_x(row), levels.data(), 1);
-        auto bytes = reinterpret_cast<const uint8_t*>(levels.data());
-        reaches_[row] = reach_of(values(row), bytes, scales_[row], head_.width());
-        uint32_t* units = units_.data() + first * num_units_ + (row - first);
-        for (int64_t unit = 0; unit < num_units_; ++unit) units[unit * count] = levels[unit];
+        int64_t place = (row - first) * num_units_;
+        scales_[row] = kernels_.quantize(row_of_x(row), levels.data() + place);
+        auto own = reinterpret_cast<const uint8_t*>(levels.data() + place);
+        reaches_[row] = reach_of(values(row), own, scales_[row], head_.width());
       }
+      kernels_.interleave({bytes, 4 * num_units_, count, num_units_}, units_.data() + first * num_units_);
     }
   }
 
@@ -175,22 +176,16 @@ class Screening {
   void scan_panel(int64_t index, int64_t next, std::vector<float>& rough, std::vector<int32_t>& counts,
                   std::vector<Hit>& hits) {
     Panel panel = head_.panel(index);
+    const Turns turns{num_rows_, num_blocks_, head_.panel_bytes(), num_units_};
     if (panel.width < kColumns) std::fill(rough.begin(), rough.end(), -std::numeric_limits<float>::infinity());
     for (int64_t number = 0; number < num_blocks_; ++number) {
       int64_t first = start(number), count = start(number + 1) - first;
       Block block{units_.data() + first * num_units_, scales_.data() + first, count, num_units_, rough.data(), kColumns,
                   true};
-      kernels_.w8a8(block, panel, ahead(panel, head_.panel(next), number));
+      kernels_.w8a8(block, panel, turns.ahead(panel.weights, head_.panel(next).weights, number));
       for (int64_t row = first; row < first + count; ++row)
         look(row, index, rough.data() + (row - first) * kColumns, counts[row], hits);
     }
-  }
-
-  // While a panel is multiplied with several blocks, the next one is on its way from memory, each block's share of it.
-  Ahead ahead(const Panel& panel, const Panel& next, int64_t block) const {
-    if (num_blocks_ == 1) return {panel.weights + fetch_distance(num_rows_), head_.packed.size(2)};
-    int64_t share = head_.panel_bytes() / num_blocks_;
-    return {next.weights + block * share, share / num_units_ + 1};
   }
 
   void look(int64_t row, int64_t index, const float* rough, int32_t& count, std::vector<Hit>& hits) {
@@ -291,7 +286,7 @@ class Screening {
   int64_t exactly(int64_t row, const int32_t* columns, const int32_t* end) const {
     int64_t num_units = head_.width() / 2;
     std::vector<uint32_t> units(num_units), panel(num_units * kColumns);
-    RowScale scale = kernels_.round(row_of_x(row), units.data(), 1);
+    RowScale scale = kernels_.round(row_of_x(row), units.data());
     int64_t best = -1;
     float largest = 0;
     for (; columns < end; columns += kColumns) {

@@ -156,3 +156,12 @@ def test_attention_says_which_backend_runs_and_why_a_slower_one() -> None:
     )
     assert slow is not None
     assert (slow.status, slow.advice) == ("warning", "no compiler; install g++")
+
+
+def test_the_head_of_greedy_rows_is_told_where_it_is_screened() -> None:
+    assert queue_checks.look_at_head(computing(attention_backend="sdpa", greedy_head="")) is None
+    assert queue_checks.look_at_head(computing()) is None
+    found = queue_checks.look_at_head(computing(greedy_head="screened in int8"))
+    assert found is not None
+    assert (found.check, found.status) == ("greedy head", "ok")
+    assert found.detail.startswith("screened in int8 on 1")

@@ -19,6 +19,7 @@ from tokenmill.cli.options import json_option, queue_options
 from tokenmill.cli.queue_checks import (
     look_at_attention,
     look_at_dead_letters,
+    look_at_head,
     look_at_orphans,
     look_at_quarantine,
     look_at_workers,
@@ -90,6 +91,8 @@ def _look_at_queue(url: str, queue: str, partitions: int) -> Iterator[Finding]:
     yield look_at_workers(statistics)
     if attention := look_at_attention(statistics):
         yield attention
+    if head := look_at_head(statistics):
+        yield head
     yield look_at_orphans(gone, statistics)
     yield look_at_quarantine(statistics)
     yield look_at_dead_letters(statistics)

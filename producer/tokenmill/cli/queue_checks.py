@@ -33,6 +33,15 @@ def look_at_attention(statistics: QueueStatistics) -> Finding | None:
     return Finding("attention", "warning", f"{detail}: slower kernels stand in for faster ones", min(notes))
 
 
+def look_at_head(statistics: QueueStatistics) -> Finding | None:
+    """How the workers find the likeliest token of a row that wants no more; None where they compute the whole head."""
+    ways = Counter(way for worker in statistics.workers if (way := worker.info.get("greedy_head")))
+    if not ways:
+        return None
+    detail = ", ".join(f"{way} on {count}" for way, count in sorted(ways.items()))
+    return Finding("greedy head", "ok", f"{detail}; the tokens are those of the whole head")
+
+
 def _attends(info: Mapping[str, str]) -> bool:
     return bool(info.get("attention_backend"))
 

@@ -152,6 +152,13 @@ def test_dtype_auto_is_the_checkpoints_own(llama: Path) -> None:
     assert in_bfloat16 != load_folder(llama, dtype="float32").runner.fingerprint
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_how_the_head_of_greedy_rows_is_computed_is_told(llama: Path, dtype: str) -> None:
+    told = load_folder(llama, dtype=dtype, attention_backend="cpu").computing["greedy_head"]
+    is_fast = torch.ops.tokenmill_cpu.has_fast_int8() and torch.ops.tokenmill_cpu.has_fast_bfloat16()
+    assert told == ("screened in int8" if dtype == "bfloat16" and is_fast else "")
+
+
 def test_the_fingerprint_tells_weights_apart_and_not_places(llama: Path, tmp_path: Path) -> None:
     before = load_folder(llama).runner.fingerprint
     assert load_folder(shutil.copytree(llama, tmp_path / "elsewhere")).runner.fingerprint == before

@@ -223,10 +223,15 @@ def _computing(ready: Ready, config: EngineConfig) -> dict[str, str]:
     return {
         "attention_backend": ready.adapter.backend.name,
         "attention_note": ready.adapter.backend.note,
+        "greedy_head": "screened in int8" if _is_screened(ready.adapter) else "",
         "tier": str(ready.tier),
         "quantization": config.quantization or "none",
         "tensor_parallel_size": str(config.tensor_parallel_size),
     }
+
+
+def _is_screened(adapter: Adapter) -> bool:
+    return isinstance(adapter.program, surgery.Program) and adapter.program.screening is not None
 
 
 def _operated(

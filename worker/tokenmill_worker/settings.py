@@ -64,7 +64,7 @@ class WorkerSettings(BaseSettings):
         50.0,
         ge=1,
         le=10_000,
-        description="how long tokens are collected before they are told; a first one goes at once",
+        description="how long tokens are collected, under load up to twice so long; a first one is told at once",
     )
     max_model_len: int | None = Field(
         None, ge=2, description="most tokens of prompt plus completion; the model's own if unset"

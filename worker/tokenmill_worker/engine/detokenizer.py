@@ -259,8 +259,8 @@ class Detokenizer:
 
     @property
     def is_fluent(self) -> bool:
-        """As the decoder's, and no stop string is looked for."""
-        return self._checker is None and self._decoder.is_fluent
+        """As the decoder's; that stop strings are looked for is not counted."""
+        return self._decoder.is_fluent
 
     def whole(self, token_id: int) -> str | None:
         """The token's text where `feed` would give just that and remember nothing; otherwise None. Changes nothing."""

@@ -388,7 +388,8 @@ class Engine:
         """One more token for the transcript, which is caught up with first; the row's is in its place already."""
         choice = self._requests[sequence.request_id].choices[sequence.index]
         transcript = choice.transcript
-        transcript.catch_up(sequence.num_output_tokens - 1)
+        if transcript.can_be_fluent:
+            transcript.catch_up(sequence.num_output_tokens - 1)
         if logprobs is None and (event := transcript.say(token_id)) is not None:
             self._events.append(event)
         else:
@@ -396,7 +397,8 @@ class Engine:
             if choice.is_finished:
                 self._scheduler.finish(sequence)
             self._tell(choice)
-        self._scheduler.rows.is_fluent[sequence.row] = transcript.is_fluent
+        if transcript.can_be_fluent:
+            self._scheduler.rows.is_fluent[sequence.row] = transcript.is_fluent
 
     # Events
 

@@ -16,7 +16,6 @@ class Transcript:
 
     __slots__ = (
         "_detokenizer",
-        "_has_logprobs",
         "_logprobs",
         "_max_tokens",
         "_min_tokens",
@@ -25,6 +24,7 @@ class Transcript:
         "_stop_token_ids",
         "_texts",
         "_token_ids",
+        "can_be_fluent",
         "finish_reason",
         "index",
         "is_told",
@@ -47,7 +47,7 @@ class Transcript:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._detokenizer = Detokenizer(tokenizer, stop=params.stop, min_tokens=params.min_tokens)
-        self._has_logprobs = params.logprobs is not None
+        self.can_be_fluent = not params.stop and params.logprobs is None
         self._stop_token_ids = frozenset(stop_token_ids)
         self._min_tokens = params.min_tokens
         self._max_tokens = max_tokens
@@ -91,7 +91,7 @@ class Transcript:
     @property
     def is_fluent(self) -> bool:
         """All is told, and the next token's text depends on that token alone."""
-        return self._detokenizer.is_fluent and not self._token_ids and not self._has_logprobs
+        return self.can_be_fluent and self._detokenizer.is_fluent and not self._token_ids
 
     def catch_up(self, num_tokens: int) -> None:
         """So many tokens were drawn: those that it did not hear of were told without it, while it was fluent."""

@@ -8,6 +8,7 @@ useful output tokens only, from the first submission to the last result read.
 """
 
 import argparse
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ def serve_bare_engine(settings: dict[str, object], work: Workload, orders: Conne
 
     engine = Engine(EngineConfig(**settings))  # type: ignore[arg-type]  # argparse gives plain values, EngineConfig checks them
     params = [SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True) for tokens in work.max_tokens]
+    gc.freeze()  # as the worker does
     orders.send("ready")
     while orders.recv() == "run":
         prompts = [engine.tokenizer.apply_chat_template([{"role": "user", "content": text}]) for text in work.prompts]

@@ -301,7 +301,7 @@ def test_what_ends_the_last_request_goes_out_without_waiting_for_more(post: Fake
 def test_slow_telling_makes_flushes_rarer_within_bounds() -> None:
     assert cycle_s(0.001, 0.05) == pytest.approx(0.051)
     assert cycle_s(0.003, 0.05) == pytest.approx(0.075)
-    assert cycle_s(0.010, 0.05) == pytest.approx(0.100)
+    assert cycle_s(0.010, 0.05) == pytest.approx(0.085)
     assert cycle_s(0.200, 0.05) == pytest.approx(0.250)
 
 

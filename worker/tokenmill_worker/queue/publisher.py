@@ -26,7 +26,7 @@ from tokenmill_worker.queue.service import Service
 
 FLUSH_INTERVAL_S = 0.05  # readers see no difference to less, the server and this process do
 MAX_SHARE = 0.04  # of the time for telling: a model may want the same cores. To keep to it, the next flush waits ...
-MAX_STRETCH = 2.0  # ... but for no more than so many intervals, which bounds how late a cancel is heard
+MAX_STRETCH = 1.7  # ... but for no more than so many intervals, which bounds how late a cancel is heard
 REST_S = 0.01  # more would go out together after a longer rest, and the reader's calls would wait behind all of it
 
 Box = TypeVar("Box", bound="Outbox | Rejected")
@@ -163,7 +163,7 @@ class Publisher(Service):
 
     def publish(self, events: Sequence[TokenEvent], *, is_idle: bool = False) -> None:
         """After every step. A request's first token goes out at once, others within the flush interval or, while
-        telling takes much of the time, within twice that. `is_idle`: nothing runs any more, so nothing is waited for.
+        telling takes much of the time, within almost twice that. `is_idle`: nothing runs any more, nothing is awaited.
         """
         if events or (self._inbox and self._is_unaware):
             self._put(events, is_urgent=is_idle or _has_first(events))

@@ -13,11 +13,14 @@ from benchmarks.engines import add_engine_arguments, engine_settings, load_engin
 from benchmarks.offline.latency import print_rows, rows_of
 from benchmarks.report import keep_line, peak_rss_mib, print_json
 
-OUTPUT_TOKENS = 16
+OUTPUT_TOKENS = 16  # of each row, once all prompts are read
+MAX_OUTPUT_TOKENS = 128  # the longest context's first rows decode while the last ones' prompts are read
 
 
 def measure(engine: Engine, *, context: int, num_rows: int) -> dict[str, float]:
-    run = run_steps(engine, rows_of(engine, num_rows, context), [OUTPUT_TOKENS] * num_rows)
+    num_reading = -(-context * num_rows // max(1, engine.config.max_num_batched_tokens - num_rows))
+    num_tokens = OUTPUT_TOKENS + num_reading
+    run = run_steps(engine, rows_of(engine, num_rows, context), [num_tokens] * num_rows)
     prefill_s = sum(step.seconds for step in run.steps if step.num_prefill_tokens)
     step_s = median(step.seconds for step in run.decode_steps(num_rows))
     return {
@@ -37,7 +40,9 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write the JSON line to benchmarks/results/")
     args = parser.parse_args()
     contexts = [int(word) for word in args.contexts.split(",")]
-    settings = engine_settings(args, max_num_seqs=args.rows, kv_cache_tokens=(max(contexts) + 64) * args.rows)
+    settings = engine_settings(
+        args, max_num_seqs=args.rows, kv_cache_tokens=(max(contexts) + MAX_OUTPUT_TOKENS) * args.rows
+    )
     engine = load_engine(settings)
     measure(engine, context=64, num_rows=args.rows)
     found = [measure(engine, context=context, num_rows=args.rows) for context in contexts]

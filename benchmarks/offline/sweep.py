@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.engines import add_engine_arguments, engine_settings, load_engine
 from benchmarks.offline.latency import decode, print_rows
-from benchmarks.offline.long_context import measure
+from benchmarks.offline.long_context import MAX_OUTPUT_TOKENS, measure
 from benchmarks.plot import Curve, write_svg
 from benchmarks.report import RESULTS, keep_line, peak_rss_mib, print_json
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write results and drawings into the repository")
     args = parser.parse_args()
     rows, contexts = ([int(word) for word in words.split(",")] for words in (args.rows, args.contexts))
-    num_tokens = max(256 * max(rows), (max(contexts) + 64) * CONTEXT_ROWS)
+    num_tokens = max(256 * max(rows), (max(contexts) + MAX_OUTPUT_TOKENS) * CONTEXT_ROWS)
     settings = engine_settings(args, max_num_seqs=max(*rows, CONTEXT_ROWS), kv_cache_tokens=num_tokens)
     engine = load_engine(settings)
     by_rows = [decode(engine, num) for num in rows]

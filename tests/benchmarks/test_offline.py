@@ -7,6 +7,7 @@ import pytest
 from tokenmill_worker.engine import Engine, EngineConfig
 
 from benchmarks.engines import exactly, generate, load_engine, parse_setting, run_steps, token_prompts
+from benchmarks.offline.long_context import measure
 from benchmarks.offline.parts import ModelClock
 from benchmarks.offline.throughput import print_run
 from benchmarks.workload import FEW_LENGTHS, few_lengths, long_text, shared_prefix, workload
@@ -72,6 +73,13 @@ def test_the_models_share_of_each_step_is_seen(tmp_path: Path) -> None:
         run = run_steps(engine, [[1, 2, 3]], [4])
     assert len(clock.steps) == 4
     assert all(0 < model_s <= step.seconds for model_s, step in zip(clock.steps, run.steps, strict=False))
+
+
+def test_rows_of_a_long_context_decode_together_once_all_are_read() -> None:
+    settings = {"model": "echo", "max_num_seqs": 4, "max_num_batched_tokens": 32, "enable_prefix_caching": False}
+    found = measure(load_engine(settings), context=200, num_rows=4)
+    assert (found["context"], found["num_rows"]) == (200, 4)
+    assert found["step_ms"] > 0
 
 
 def test_cached_tokens_are_those_of_this_run() -> None:

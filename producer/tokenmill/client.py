@@ -6,6 +6,8 @@ What is sent and how a reply reads is decided in `wire` and `follow`; here it is
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -88,8 +90,11 @@ class Client:
         self._agree()
         replies: dict[int, SubmitReply] = {}
         trips = list(self._core.partitions.trips(submissions))
-        for trip in trips:
-            replies |= replies_of(trip, self._stores[trip.partition].pipeline(trip.calls))
+        for partition, some in groupby(trips, key=attrgetter("partition")):
+            trips_there = list(some)
+            answers = self._stores[partition].pipeline_each([trip.calls for trip in trips_there])
+            for trip, answer in zip(trips_there, answers, strict=True):
+                replies |= replies_of(trip, answer)
         accepted = accepted_ids(submissions, replies)
         durability = self._confirm({trip.partition for trip in trips}) if durable else None
         return [Job(self, request_id, is_known=True, durability=durability) for request_id in accepted]

@@ -66,3 +66,37 @@ def test_a_connection_lost_under_what_was_begun_says_so(redis_url: str) -> None:
         begun.outcomes()
     store.send([("DEL", "tm:{x.0}:sum")])
     store.close()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 99])
+def test_batches_are_answered_in_order_wherever_the_connection_is_lost(redis_url: str, at: int, moment: Moment) -> None:
+    plan = FailOnce(at, moment)
+    store = Store(sabotage(connect(redis_url, retries=0), plan))
+    batches = [[_echo(f"{number}-{part}") for part in range(3)] for number in range(4)]
+    answers = list(store.pipeline_each(batches))
+    assert answers == [[f"{number}-{part}".encode() for part in range(3)] for number in range(4)]
+    assert plan.num_calls >= 4
+    assert store.send(PING) == [b"PONG"]
+    store.close()
+
+
+def test_batches_that_nobody_reads_to_the_end_answer_nobody_else(store: Store) -> None:
+    answers = store.pipeline_each([[_echo("a")], [_echo("b")], [_echo("c")]])
+    assert next(answers) == [b"a"]
+    del answers
+    assert store.send(PING) == [b"PONG"]
+
+
+def test_batches_without_a_server_say_so() -> None:
+    store = Store(connect("redis://127.0.0.1:1/0", retries=0))
+    with pytest.raises(UnavailableError, match="no answer from"):
+        list(store.pipeline_each([[_echo("a")]]))
+
+
+def _echo(word: str) -> Call[bytes]:
+    return Call(_Echo("echo"), (), (word,), bytes)
+
+
+class _Echo(Script):
+    text = "return ARGV[1]"

@@ -89,6 +89,7 @@ class _Failing:
 
     def on_connect_check_health(self, *args: Any, **options: Any) -> Any:
         self._is_greeting = True
+        self._is_to_lose = False
         self._asked: list[list[bytes]] = []
         try:
             return super().on_connect_check_health(*args, **options)  # type: ignore[misc]  # of the class beside it
@@ -104,7 +105,8 @@ class _Failing:
             self.disconnect()  # type: ignore[attr-defined]  # of the class beside it
             raise ConnectionError("broken on purpose before the call was sent")
         result = send(command, *args, **options)
-        self._asked, self._is_to_lose = parse_commands(command), fault == "after"
+        self._asked += parse_commands(command)  # beside what was sent before and is not answered yet
+        self._is_to_lose |= fault == "after"
         return result
 
     def read_response(self, *args: Any, **options: Any) -> Any:

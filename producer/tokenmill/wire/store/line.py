@@ -6,11 +6,13 @@ a connection that is simply there (redis-py 8.1, one Zen 5 core).
 
 import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import hiredis
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 if TYPE_CHECKING:
     import redis
@@ -27,7 +29,7 @@ class Line:
 
     def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The replies, as the server said them; error replies are values. ConnectionError, TimeoutError, OSError."""
-        packed = [b"".join(map(hiredis.pack_command, commands))]  # redis-py looks at every argument first
+        packed = _packed(commands)
         connection = self._take()
         try:
             try:
@@ -40,9 +42,35 @@ class Line:
         self.put_back(connection)
         return replies
 
+    def ask_each(self, batches: Iterable[Sequence[tuple[Any, ...]]]) -> Iterator[list[Any]]:
+        """As `ask` for one batch after the other. The next one is sent before the replies to the last are read, over
+        the same connection, so that the server works while we pack and read. Unanswered ones are asked again, as there.
+        """
+        to_come = iter(batches)
+        sent: deque[Sequence[tuple[Any, ...]]] = deque()
+        connection = self._take()
+        try:
+            for commands in to_come:
+                sent.append(commands)
+                connection.send_packed_command(_packed(commands))
+                if len(sent) == 2:
+                    yield _read(connection, len(sent[0]))
+                    sent.popleft()
+            if sent:
+                yield _read(connection, len(sent[0]))
+                sent.popleft()
+        except (ConnectionError, TimeoutError, OSError):
+            self.drop(connection)
+        except BaseException:
+            self.drop(connection)
+            raise
+        else:
+            self.put_back(connection)
+        yield from map(self.ask, chain(sent, to_come))
+
     def begin(self, commands: Sequence[tuple[Any, ...]]) -> "Answer":
         """Sent, and not waited for; never tried again. Errors as with `ask`."""
-        packed = [b"".join(map(hiredis.pack_command, commands))]
+        packed = _packed(commands)
         connection = self._take()
         answer = Answer(self, connection, len(commands))
         try:
@@ -98,6 +126,11 @@ class Answer:
 
     def abandon(self) -> None:
         self._line.drop(self._connection)
+
+
+def _packed(commands: Sequence[tuple[Any, ...]]) -> list[bytes]:
+    """As redis-py has it, which looks at every argument first."""
+    return [b"".join(map(hiredis.pack_command, commands))]
 
 
 def _exchange(connection: Any, packed: list[bytes], num_replies: int) -> list[Any]:

@@ -1,6 +1,6 @@
 """Carries operations to the server and back, blocking or awaiting. Knows no key, no script and no message."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, TimeoutError
@@ -63,6 +63,15 @@ class Store:
     def pipeline(self, calls: Sequence[Call[T]]) -> list[T]:
         """All calls in one round trip, in order."""
         return results_of(self.attempt(calls))
+
+    def pipeline_each(self, batches: Sequence[Sequence[Call[T]]]) -> Iterator[list[T]]:
+        """As `pipeline` for one batch after the other; the server gets the next one while it works on the last."""
+        commands = ([call.by_sha for call in calls] for calls in batches)
+        try:
+            for calls, replies in zip(batches, self._line.ask_each(commands), strict=True):
+                yield results_of(self._outcomes(calls, replies))
+        except (ConnectionError, TimeoutError, OSError) as error:
+            raise _unavailable(self.client, error) from error
 
     def attempt(self, calls: Sequence[Call[T]]) -> list[T | Exception]:
         """As `pipeline`, with an error as a value in place of a result. (As calls.attempt, in fewer layers.)"""

@@ -43,3 +43,19 @@ def test_the_request_of_a_hung_engine_is_finished_by_another_worker(bench: Bench
         assert first.worker.lease.statistics().num_fenced == 1
     assert bench.job("q-1")["fence"] == "3"
     assert bench.is_at_rest()
+
+
+def test_a_worker_whose_engine_hangs_takes_nothing_from_those_who_could_run_it(
+    bench: Bench, hung: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_worker(bench, stall_timeout_s=0.5, model="echo?step_ms=5"):
+        bench.submit("q-1", max_tokens=LONG)
+        wait_until(lambda: "the lease is not renewed" in caplog.text, description="it is seen to hang")
+        wait_until(lambda: not bench.server.info("clients")["blocked_clients"], description="its reader stops")
+        bench.submit("q-2")
+        with running_worker(bench, stall_timeout_s=30.0):
+            assert bench.terminal("q-2").type == "done"
+            assert bench.job("q-2")["fence"] == "1"  # nobody had begun it before
+            assert bench.terminal("q-1").type == "done"
+        hung.set()
+    assert bench.is_at_rest()

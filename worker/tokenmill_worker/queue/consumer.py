@@ -133,6 +133,10 @@ class Consumer(Service):
     def _read_once(self) -> None:
         """One look at the lanes. Blocks while the engine has no room, and then while there is nothing to read."""
         worker = self._lease.worker
+        if self._lease.is_given_up:
+            self._prepare_begun()
+            self._stopping.wait(BLOCK_S)
+            return
         if self._audit_due_s <= time.monotonic():
             self._prepare_begun()
             self._audit(worker)

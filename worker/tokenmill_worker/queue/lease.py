@@ -97,6 +97,7 @@ class Lease(Service):
         self._reaper = Reaper(store, transitions, ttl_s=ttl_s)
         self._soon = threading.Event()
         self._num_renewals = self._num_fenced = 0
+        self.is_given_up = False  # the engine is stuck: others get what is held, and what is read
         self._renewal = _Duty(ttl_s / RENEWALS_PER_TTL, self._renew)
         self._duties = [
             self._renewal,
@@ -167,7 +168,8 @@ class Lease(Service):
     # Duties; each may raise an OUTAGE, and is then due again at once
 
     def _renew(self) -> None:
-        if self._stall_watch.is_stalled():
+        self.is_given_up = self._stall_watch.is_stalled()
+        if self.is_given_up:
             log.error("the engine has work and makes no step: the lease is not renewed")
             return
         renewal = self._store.run(self._transitions.renew(self.worker, self._ttl_ms))

@@ -38,7 +38,7 @@ MEANWHILE: dict[str, Plant] = {
 
 
 def assert_ended(bench: Bench, name: str = "victim") -> None:
-    wait_until(lambda: bench.server.type(bench.keys.result(name)) == b"stream", description="its result is made anew")
+    wait_until(bench.dead_letters, description="it is ended, and its result made anew")
     terminal = bench.terminal(name)
     assert terminal.type == "error"
     assert terminal.error is not None

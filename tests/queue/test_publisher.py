@@ -271,7 +271,9 @@ def test_a_request_whose_own_fault_it_is_is_not_retried(
     assert [finish.terminal.type for finish in post.finished] == ["error"]
 
 
-def test_tokens_wait_for_others_as_long_as_was_asked_for(post: FakePost, holdings: Holdings) -> None:
+@pytest.fixture
+def patient(post: FakePost, holdings: Holdings) -> Iterator[Publisher]:
+    """A publisher that waits an hour for more tokens; q-1's first one is out."""
     service = Publisher(post, holdings, now_ms=lambda: 0.0, settle_timeout_s=1.0, flush_interval_s=3600.0)
     held = tenure("q-1")
     holdings.hold(held)
@@ -279,23 +281,21 @@ def test_tokens_wait_for_others_as_long_as_was_asked_for(post: FakePost, holding
     service.open(admission(held))
     service.publish([event("a")])
     wait_until(lambda: post.texts.get("q-1") == "a", description="the first token")
-    service.publish([event("b", offset=1)])
-    assert post.texts == {"q-1": "a"}
+    yield service
     service.stop()
+    service.raise_if_failed()
+
+
+def test_tokens_wait_for_others_as_long_as_was_asked_for(patient: Publisher, post: FakePost) -> None:
+    patient.publish([event("b", offset=1)])
+    assert post.texts == {"q-1": "a"}
+    patient.stop()
     assert post.texts == {"q-1": "ab"}
 
 
-def test_what_ends_the_last_request_goes_out_without_waiting_for_more(post: FakePost, holdings: Holdings) -> None:
-    service = Publisher(post, holdings, now_ms=lambda: 0.0, settle_timeout_s=1.0, flush_interval_s=3600.0)
-    held = tenure("q-1")
-    holdings.hold(held)
-    service.start()
-    service.open(admission(held))
-    service.publish([event("a")])
-    wait_until(lambda: post.texts.get("q-1") == "a", description="the first token")
-    service.publish([event("b", offset=1, ends="length")], is_idle=True)
+def test_what_ends_the_last_request_goes_out_without_waiting_for_more(patient: Publisher, holdings: Holdings) -> None:
+    patient.publish([event("b", offset=1, ends="length")], is_idle=True)
     wait_until(lambda: not len(holdings), description="its last word")
-    service.stop()
 
 
 def test_slow_telling_makes_flushes_rarer_within_bounds() -> None:

@@ -73,7 +73,6 @@ def test_empty_memory_has_the_shape_that_was_asked_for(shape: list[int], dtype: 
         assert made.data_ptr() % LARGE_PAGE == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc tells what is resident")
 def test_a_pool_takes_memory_only_for_what_was_written() -> None:
     before = resident_bytes()
     shapes = [LayerShape(kv_heads=4, key_dim=64, value_dim=64)] * 4

@@ -116,6 +116,15 @@ def test_of_equals_the_quicker_is_chosen_unless_throughput_is_all() -> None:
     assert choose(finalists, [], Goal(slack=0)).point.max_num_seqs == 64
 
 
+def test_of_equals_one_that_lets_newcomers_wait_for_the_sake_of_the_others_is_not_chosen() -> None:
+    kept_waiting = Ranked(Point(64, 2048, 16), figures(100, token_ms=38, ttft_ms=1500), 1.0)
+    served = Ranked(Point(64, 512, 1), figures(100, token_ms=40, ttft_ms=200), 1.0)
+    assert choose([kept_waiting, served], [], Goal()).point.scheduling_interval == 1
+    nobody_came = Ranked(Point(96, 512, 1), figures(100, token_ms=60, ttft_ms=0), 1.0)
+    few_rows = Ranked(Point(32, 512, 1), figures(100, token_ms=20, ttft_ms=100), 1.0)
+    assert choose([nobody_came, few_rows], [], Goal()).point.max_num_seqs == 32
+
+
 def test_what_holds_the_targets_is_chosen_before_what_is_faster() -> None:
     finalists = [ranked(64, 1.0, token_ms=80), ranked(32, 0.9, token_ms=40)]
     slow = Measured(Point(4, 512, 1), figures(10, token_ms=5))

@@ -28,6 +28,14 @@ class Figures:
     num_steps: int
     seconds: float
 
+    @property
+    def delay(self) -> float:
+        """What a reader waits, for comparisons: the first token's time by the others', halving either counts the same.
+
+        Where nobody came, a first token took as long as any.
+        """
+        return max(self.ttft_p95_ms, self.tpot_p50_ms) * self.tpot_p50_ms
+
     def plain(self) -> dict[str, float]:
         return {name: round(value, 3) for name, value in asdict(self).items()}
 

@@ -19,7 +19,7 @@ CURVE_SHARE, HALVING_SHARE, STATIC_SHARE = 0.3, 0.6, 0.4  # each of what is left
 PROMISING = 0.85  # of the best merit on the curve: rows below are not looked at any further
 GLANCE_S = 1.2  # of the first rung, a point: more points than there is time for would be noise
 FEWEST, MOST = 3, 27  # points that are halved
-SLACK = 0.01  # of throughput, given for a shorter time per token: less than two runs of one setting differ by
+SLACK = 0.01  # of throughput, given for shorter waits: less than two runs of one setting differ by
 FEWEST_ROWS = 96  # of a sweep: below, one disturbed window may look like the end of the rise
 STATIC_ROWS = (4, 16, 64)
 LOADS = (0.5, 0.75, 0.9)  # of what the tuned setting can do, where no rates were asked for
@@ -203,7 +203,7 @@ class Session:
 def choose(finalists: Sequence[Ranked], curve: Sequence[Measured], goal: Goal) -> Measured:
     """The best finalist within the targets, else the best such point of the curve, else the one that comes nearest.
 
-    Of those that are as good but for the slack, the one with the shortest time per token.
+    Of those that are as good but for the slack, the one whose readers wait least.
     """
     fallback = [Ranked(*one, goal.targets.merit(one.figures)) for one in curve]
     for pool in (finalists, fallback):
@@ -215,7 +215,7 @@ def choose(finalists: Sequence[Ranked], curve: Sequence[Measured], goal: Goal) -
 
 def _quickest(ranked: Sequence[Ranked], slack: float) -> Ranked:
     best = max(one.merit for one in ranked)
-    return min((one for one in ranked if one.merit >= (1 - slack) * best), key=lambda one: one.figures.tpot_p50_ms)
+    return min((one for one in ranked if one.merit >= (1 - slack) * best), key=lambda one: one.figures.delay)
 
 
 def _try(measure: Measure, point: Point, seconds: float, found: list[Measured]) -> bool:

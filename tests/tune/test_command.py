@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 from tokenmill_worker.engine import Engine, EngineConfig
 from tokenmill_worker.settings import WorkerSettings
-from tokenmill_worker.tune.chart import Chart, Dot, Series, nice_ceiling
+from tokenmill_worker.tune.chart import Chart, Dot, Mark, Series, nice_ceiling
 from tokenmill_worker.tune.cli import tune
 from tokenmill_worker.tune.loop import Loop
 from tokenmill_worker.tune.report import file_stem
@@ -131,6 +131,17 @@ def test_a_chart_is_well_formed_in_both_scales_and_higher_is_more() -> None:
         assert [dot.attrib["class"] for dot in dots] == ["fill0", "fill0", "fill1"]
         assert float(dots[0].attrib["cy"]) > float(dots[1].attrib["cy"])
         assert "prefers-color-scheme: dark" in chart.svg()
+
+
+@pytest.mark.parametrize(("beside", "is_below"), [(Dot(5.0, 6.6), True), (Dot(5.0, 5.2), False)])
+def test_a_word_in_the_middle_of_a_mark_covers_no_dot(beside: Dot, is_below: bool) -> None:
+    marked = Dot(5.0, 6.0)
+    series = [Series("a", [Dot(10.0, 10.0), beside])]
+    chart = Chart(title="t", x_label="x", y_label="y", series=series, marks=[Mark(marked, "here", is_centred=True)])
+    drawn = ET.fromstring(chart.svg())
+    (word,) = (text for text in drawn.findall(f"{SVG}text") if text.text == "here")
+    (ring,) = (circle for circle in drawn.findall(f"{SVG}circle") if circle.get("class") == "mark")
+    assert (float(word.attrib["y"]) > float(ring.attrib["cy"])) == is_below
 
 
 def test_a_chart_by_powers_of_two_leaves_out_what_has_no_place_on_it() -> None:

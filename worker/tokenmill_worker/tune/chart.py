@@ -43,7 +43,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A ring around a place, with a word below it, at its side or in its middle."""
+    """A ring around a place, with a word below it at its side; or centred, below or above it, where fewer dots are."""
 
     dot: Dot
     text: str
@@ -75,7 +75,7 @@ class Chart:
             *area.grid(self.x_label, self.y_label),
             *(_limit(area, x, text) for x, text in self.limits if area.has(x)),
             *(_series(area, number, one) for number, one in enumerate(series)),
-            *(_mark(area, mark) for mark in self.marks if area.has(mark.dot.x)),
+            *(_mark(area, mark, series) for mark in self.marks if area.has(mark.dot.x)),
         ]
         body = "\n".join(parts)
         return (
@@ -183,14 +183,22 @@ def _ink_of(number: int) -> int:
     return number % len(INKS)
 
 
-def _mark(area: _Area, mark: Mark) -> str:
+def _mark(area: _Area, mark: Mark, series: Sequence[Series]) -> str:
     x, y = area.x(mark.dot.x), area.y(mark.dot.y)
     ring = f'<circle class="mark" cx="{x}" cy="{y}" r="9"/>'
     if mark.is_centred:
-        return ring + _text(x, y + 26, mark.text, style="marked")
+        dots = [(area.x(dot.x), area.y(dot.y)) for one in series for dot in one.dots]
+        place = min((y + 26, y - 16), key=lambda place: _crowd(dots, x, place, mark.text))
+        return ring + _text(x, place, mark.text, style="marked")
     is_right = x > WIDTH / 2
     place, anchor = (x - 12, "end") if is_right else (x + 12, "start")
     return ring + _text(place, y + 22, mark.text, anchor=anchor, style="marked")
+
+
+def _crowd(dots: Sequence[tuple[float, float]], x: float, y: float, text: str) -> int:
+    """Dots that, or whose labels, a text centred there would cover."""
+    half = 3.6 * len(text) + LABEL_ROOM
+    return sum(abs(dot_x - x) < half and y - 2 * LABEL_ROOM < dot_y < y + 20 for dot_x, dot_y in dots)
 
 
 def _limit(area: _Area, x: float, text: str) -> str:
